@@ -1,0 +1,162 @@
+"""Workers as Ray actors: the only file that knows Ray. Ray moves shards; workers move audio."""
+
+import atexit
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ..pipelines.tokenize import ShardReport, ShardTask, Work, Worker, WorkerAbout
+from ..tokenizers.spec import UserError
+from .engine import RunFailed
+
+_ATTEMPTS = 3  # of a shard whose worker died
+_READY_S = 120.0
+_OBJECT_STORE_BYTES = 100 * 1024 * 1024  # receipts only: no audio goes through it
+
+
+@cache
+def _use_private_token() -> None:
+    """Give clusters that this process starts a token which only this user can read, for as long as it lives.
+
+    Ray reads these settings when it is imported and keeps the token, so this comes first and once. Left alone, Ray
+    would write its token world-readable. A token of the user's own is respected.
+    """
+    if "ray" in sys.modules or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    folder = tempfile.mkdtemp(prefix="wavemill-ray-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = os.path.join(folder, "token")
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=path, RAY_USAGE_STATS_ENABLED="0")
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A place for one worker: its actor and what it is doing."""
+
+    actor: Any
+    task: ShardTask | None = None
+
+
+class RayEngine:
+    """One actor per CPU core or GPU, on the cluster at `address` or on a cluster of our own on this machine."""
+
+    def __init__(self, *, address: str | None, num_workers: int | None) -> None:
+        if address is None:
+            _use_private_token()
+        import ray
+
+        self._ray = ray
+        self._address = address
+        self._num_workers = num_workers
+        self._slots: list[_Slot] = []
+        self._work_ref: Any = None
+        self._actor_class: Any = None
+
+    def start(self, work: Work) -> WorkerAbout:
+        ray = self._ray
+        self._connect()
+        resources = ray.cluster_resources()
+        on_gpu = work.device.startswith("cuda")
+        available = int(resources.get("GPU" if on_gpu else "CPU", 0))
+        if available == 0:
+            raise UserError(f"The Ray cluster has no {'GPU' if on_gpu else 'CPU'} to run workers on.")
+        count = min(self._num_workers or available, available)
+        self._actor_class = ray.remote(
+            num_cpus=0.5 if on_gpu else 1, num_gpus=1 if on_gpu else 0, max_restarts=0, max_task_retries=0
+        )(Worker)
+        self._work_ref = ray.put(work)
+        actors = [self._new_actor() for _ in range(count)]
+        abouts = [actor.about.remote() for actor in actors]
+        # a shared cluster may have fewer places free than it has cores: go on with those that came up
+        ready, _ = ray.wait(abouts, num_returns=count, timeout=_READY_S)
+        if not ready:
+            raise RunFailed(
+                f"No worker could be started within {_READY_S:.0f} s: the Ray cluster has no free "
+                f"{'GPU' if on_gpu else 'CPU core'}. Wait for other jobs, or name fewer --workers."
+            )
+        self._slots = [_Slot(actor) for actor, about in zip(actors, abouts, strict=True) if about in ready]
+        for actor, about in zip(actors, abouts, strict=True):
+            if about not in ready:
+                ray.kill(actor)
+        return self._get(ready[0])
+
+    def run(self, tasks: Iterable[ShardTask]) -> Iterator[ShardReport]:
+        queue = deque(tasks)
+        attempts: Counter[int] = Counter()
+        lost: list[int] = []
+        running: dict[Any, _Slot] = {}
+
+        def feed(slot: _Slot) -> None:
+            slot.task = queue.popleft() if queue else None
+            if slot.task is not None:
+                running[slot.actor.tokenize.remote(slot.task)] = slot
+
+        for slot in self._slots:
+            feed(slot)
+        while running:
+            for done in self._ray.wait(list(running), num_returns=1)[0]:
+                slot = running.pop(done)
+                task = slot.task
+                assert task is not None
+                try:
+                    report = self._get(done)
+                except self._ray.exceptions.RayActorError:
+                    attempts[task.shard] += 1
+                    if attempts[task.shard] < _ATTEMPTS:
+                        queue.append(task)
+                    else:
+                        lost.append(task.shard)
+                    slot.actor = self._new_actor()
+                    feed(slot)
+                    continue
+                feed(slot)
+                yield report
+        if lost:
+            raise RunFailed(
+                f"Workers died {_ATTEMPTS} times on shard(s) {', '.join(map(str, sorted(lost)))}; these are missing. "
+                "Everything else is done. Look for a file there that kills decoders, or for too little memory; "
+                "then run the command again."
+            )
+
+    def close(self) -> None:
+        self._slots = []
+        self._ray.shutdown()
+
+    def _connect(self) -> None:
+        ray = self._ray
+        try:
+            ray.init(
+                address=self._address or "local",
+                include_dashboard=None if self._address else False,
+                num_cpus=None if self._address else self._num_workers,
+                object_store_memory=None if self._address else _OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                namespace=f"wavemill-{secrets.token_hex(4)}",
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = f"the Ray cluster at {self._address}" if self._address else "Ray on this machine"
+            raise RunFailed(
+                f"Cannot start or reach {where}: {str(error).splitlines()[0]}. "
+                "Check the address and its token (RAY_AUTH_TOKEN_PATH), or use --engine inline."
+            ) from error
+
+    def _new_actor(self) -> Any:
+        return self._actor_class.remote(self._work_ref)
+
+    def _get(self, reference: Any) -> Any:
+        """The result of an actor's call; what the call raised is raised as it was."""
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from error

@@ -1,0 +1,271 @@
+"""The main job: every shard of a corpus through every stream's tokenizer, each exactly once.
+
+The tables say what is done: a shard whose file a stream's table names. So running again is resuming.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..pipelines.corpus import CORPUS
+from ..pipelines.resample import VERSION as RESAMPLER_VERSION
+from ..pipelines.tokenize import (
+    ShardReport,
+    ShardTask,
+    StreamConfig,
+    Work,
+    WorkerAbout,
+    load_stream_tokenizer,
+)
+from ..pipelines.audio import DECODER_VERSION
+from ..storage.failpoints import failpoint
+from ..storage.root import Root
+from ..storage.schema import stream_schema
+from ..storage.table import Receipt, Snapshot, StreamTaken, TableWriter, create_table, read_snapshot
+from ..tokenizers.spec import StreamSpec, UserError
+from ..tokenizers.tokenizer import Tokenizer, fingerprint_hash
+from .engine import Engine, RunFailed
+
+_COMMIT_EVERY_S = 5.0
+_COMMIT_EVERY_SHARDS = 64
+_JUDGE_AFTER = 200  # segments, or all if there are fewer: too early, one bad file would stop a run
+
+
+class StreamMismatch(UserError):
+    """A stream in the root was made with something else than this run has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizeOptions:
+    device: str = "cpu"
+    max_error_share: float = 0.05  # of segments
+    source_roots: dict[str, str] = field(default_factory=dict)
+    any_numerics: bool = False  # take files of more than one numerics class into a stream
+    decode_threads: int = 1
+    decode_ahead_bytes: int = 512 * 1024 * 1024
+
+
+@dataclass(slots=True, kw_only=True)
+class Summary:
+    """What a run did: figures over the shards it tokenized itself."""
+
+    shards: int = 0
+    segments: int = 0
+    errors: int = 0
+    duration_s: float = 0.0
+    wall_s: float = 0.0
+    decode_s: float = 0.0
+    encode_s: float = 0.0
+    write_s: float = 0.0
+    commit_s: float = 0.0
+
+    def add(self, report: ShardReport) -> None:
+        self.shards += 1
+        self.segments += report.num_segments
+        self.errors += report.num_errors
+        self.duration_s += report.duration_s
+        self.decode_s += report.decode_s
+        self.encode_s += report.encode_s
+        self.write_s += report.write_s
+
+
+def tokenize(
+    root: Root,
+    streams: Sequence[StreamConfig],
+    engine: Callable[[], Engine],
+    options: TokenizeOptions,
+    on_start: Callable[[int], None] = lambda segments: None,
+    on_report: Callable[[ShardReport], None] = lambda report: None,
+) -> Summary:
+    """Tokenize what the newest corpus snapshot has and the streams lack. Returns once every segment has its row.
+
+    Raises `UserError` before anything is written if the streams do not fit, `StreamTaken` if another run takes one
+    over, `RunFailed` if the share of errors passes the limit or shards are lost. What was committed stays.
+    """
+    corpus = open_corpus(root)
+    tokenizers = {stream.name: load_stream_tokenizer(root, stream, device="cpu") for stream in streams}
+    snapshots = {stream.name: read_snapshot(root, stream.folder) for stream in streams}
+    for stream in streams:
+        _require_same(root, stream, snapshots[stream.name], tokenizers[stream.name])
+    tasks = _tasks(corpus, streams, snapshots)
+    on_start(sum(corpus.files[task.shard].num_rows for task in tasks))
+    summary = Summary()
+    if not tasks:
+        return summary
+    work = Work(
+        root_uri=root.uri,
+        corpus=corpus,
+        streams=tuple(streams),
+        device=options.device,
+        source_roots=options.source_roots,
+        decode_threads=options.decode_threads,
+        decode_ahead_bytes=options.decode_ahead_bytes,
+    )
+    started = time.monotonic()
+    running = engine()
+    try:
+        about = running.start(work)
+        run = _Run(root, streams, snapshots, corpus, about, options)
+        for report in running.run(tasks):
+            failpoint("receipt-received")
+            summary.add(report)
+            run.take(report)
+            on_report(report)
+        run.finish()
+        summary.commit_s = run.commit_s
+    finally:
+        running.close()
+    summary.wall_s = time.monotonic() - started
+    return summary
+
+
+class _Run:
+    """The driver's side of a run: takes reports, commits receipts in batches, watches numerics and errors."""
+
+    def __init__(
+        self,
+        root: Root,
+        streams: Sequence[StreamConfig],
+        snapshots: dict[str, Snapshot | None],
+        corpus: Snapshot,
+        about: WorkerAbout,
+        options: TokenizeOptions,
+    ) -> None:
+        self.commit_s = 0.0
+        self._corpus = corpus
+        self._options = options
+        self._numerics = {name: dict((snapshots[name] or _NO_TABLE).metadata).get("numerics") for name in snapshots}
+        self._require_numerics(about.numerics)
+        for stream in streams:
+            if snapshots[stream.name] is None:
+                spec, fingerprint = about.specs[stream.name], about.fingerprints[stream.name]
+                metadata = stream_metadata(stream, spec, fingerprint, about.numerics)
+                create_table(root, stream.folder, schema=stream_schema(spec), metadata=metadata)
+                self._numerics[stream.name] = about.numerics
+        self._writers = {stream.name: TableWriter(root, stream.folder) for stream in streams}
+        self._pending: list[ShardReport] = []
+        self._last_commit = time.monotonic()
+        # rows and errors that the streams hold already count too: a resumed run is the same run
+        first = next(iter(self._writers.values())).snapshot
+        self._segments, self._errors = first.num_rows, first.num_errors
+
+    def take(self, report: ShardReport) -> None:
+        self._require_numerics(report.numerics)
+        self._pending.append(report)
+        self._segments += report.num_segments
+        self._errors += report.num_errors
+        too_many = self._too_many_errors()
+        waited = time.monotonic() - self._last_commit
+        if too_many or waited >= _COMMIT_EVERY_S or len(self._pending) >= _COMMIT_EVERY_SHARDS:
+            self._commit()
+        if too_many:
+            raise RunFailed(
+                f"{self._errors:,} of {self._segments:,} segments so far could not be tokenized: more than the limit of "
+                f"{self._options.max_error_share:.1%}. See why with `wavemill quarantine {self._corpus.root_uri}`; "
+                "mend the input, or raise --max-error-share, and run the command again."
+            )
+
+    def finish(self) -> None:
+        """Commit what is left and check that every shard of the corpus has its file in every stream."""
+        self._commit()
+        for name, writer in self._writers.items():
+            missing = [shard for shard in self._corpus.files if shard not in writer.snapshot.files]
+            if missing:
+                raise RunFailed(f"Stream {name} still lacks shards {missing[:10]}. Run the command again.")
+
+    def _commit(self) -> None:
+        started = time.monotonic()
+        for name, writer in self._writers.items():
+            receipts = [report.receipts[name] for report in self._pending if name in report.receipts]
+            failpoint(f"before-commit-{name}")
+            writer.commit(receipts)
+        self._pending = []
+        self._last_commit = time.monotonic()
+        self.commit_s += self._last_commit - started
+
+    def _too_many_errors(self) -> bool:
+        enough = min(_JUDGE_AFTER, self._corpus.num_rows)
+        return self._segments >= enough and self._errors > self._options.max_error_share * self._segments
+
+    def _require_numerics(self, found: dict[str, str]) -> None:
+        if self._options.any_numerics:
+            return
+        for name, expected in self._numerics.items():
+            if expected is not None and expected != found:
+                part, theirs, ours = _first_difference(expected, found)
+                raise StreamMismatch(
+                    f'Stream "{name}" was written in another numerics class ({part}: {theirs} there, {ours} here), so '
+                    "codes may differ in rare near-ties. Run on the same kind of machine and versions, give the run "
+                    "another stream name, or accept the mixture with --any-numerics."
+                )
+
+
+_NO_TABLE = Snapshot("", "", -1, {}, {})
+
+
+def open_corpus(root: Root) -> Snapshot:
+    """The newest corpus snapshot. Raises `UserError` if there is none, or nothing in it."""
+    corpus = read_snapshot(root, CORPUS)
+    if corpus is None:
+        raise UserError(
+            f"There is no corpus in {root}. Build one first: wavemill corpus build YOUR_FOLDER --to {root}"
+        )
+    if not corpus.files:
+        raise UserError(f"The corpus in {root} is empty. Add recordings: wavemill corpus build YOUR_FOLDER --to {root}")
+    return corpus
+
+
+def stream_metadata(
+    stream: StreamConfig, spec: StreamSpec, fingerprint: dict[str, str], numerics: dict[str, str]
+) -> dict[str, Any]:
+    """What a stream's table says of itself, in the table's description."""
+    parts = full_fingerprint(fingerprint)
+    return {
+        "kind": "stream",
+        "spec": spec.to_json(),
+        "codebook": stream.codebook,
+        "fingerprint": parts,
+        "fingerprint_hash": fingerprint_hash(parts),
+        "numerics": numerics,
+    }
+
+
+def full_fingerprint(fingerprint: dict[str, str]) -> dict[str, str]:
+    """A tokenizer's fingerprint with the rules that turned files into its waveforms."""
+    return {**fingerprint, "decoder": DECODER_VERSION, "resampler": RESAMPLER_VERSION}
+
+
+def _require_same(root: Root, stream: StreamConfig, snapshot: Snapshot | None, tokenizer: Tokenizer) -> None:
+    if snapshot is None:
+        return
+    written = snapshot.metadata["fingerprint"]
+    ours = full_fingerprint(tokenizer.fingerprint)
+    if written != ours:
+        part, theirs, here = _first_difference(written, ours)
+        raise StreamMismatch(
+            f'Stream "{stream.name}" in {root} was written with {written["tokenizer"]}@{fingerprint_hash(written)}, '
+            f"this run has {ours['tokenizer']}@{fingerprint_hash(ours)} ({part} differs: {theirs[:16]} there, "
+            f"{here[:16]} here). Give the new run another stream name, or restore the old {part}."
+        )
+
+
+def _first_difference(theirs: dict[str, str], ours: dict[str, str]) -> tuple[str, str, str]:
+    for part in [*theirs, *ours]:
+        if theirs.get(part) != ours.get(part):
+            return part, str(theirs.get(part)), str(ours.get(part))
+    raise AssertionError("there is no difference")
+
+
+def _tasks(
+    corpus: Snapshot, streams: Sequence[StreamConfig], snapshots: dict[str, Snapshot | None]
+) -> list[ShardTask]:
+    done = {name: set(snapshot.files) if snapshot else set() for name, snapshot in snapshots.items()}
+    tasks = []
+    for shard in corpus.files:
+        missing = tuple(stream.name for stream in streams if shard not in done[stream.name])
+        if missing:
+            tasks.append(ShardTask(shard=shard, streams=missing))
+    return tasks
+
+

@@ -1,0 +1,174 @@
+"""Where recordings come from: folders, globs, single files and JSONL manifests, as one ordered list of entries."""
+
+import glob
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..tokenizers.spec import UserError
+from .audio import AudioError, is_audio
+from .sniff import AUDIO_SUFFIXES
+
+_MANIFEST_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_SOURCE_NAME_LENGTH = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One recording, or the part of one that a manifest names."""
+
+    path: str  # relative to the source's root; what ids are made of
+    offset_s: float = 0.0
+    duration_s: float | None = None  # to the end
+    text: str | None = None
+    speaker: str | None = None
+    language: str | None = None
+
+
+@dataclass(slots=True)
+class Source:
+    """A named set of recordings below one folder."""
+
+    name: str
+    root: str
+    entries: Iterator[Entry]
+    skipped: Counter[str] = field(default_factory=Counter)  # files that are no audio, by suffix
+
+
+def open_source(argument: str, *, exclude: str) -> Source:
+    """A source from a command-line argument `[NAME=]PATH`: a folder, a glob, an audio file or a JSONL manifest.
+
+    NAME defaults to the folder's or file's own name; ids are made of it, so the same tree under another mount keeps
+    its ids. `exclude` is a folder that is never looked into (the dataset's own root). Raises `UserError`.
+    """
+    name, path = _split(argument)
+    if glob.has_magic(path) and not os.path.lexists(path):
+        return _glob_source(name, path)
+    if not os.path.exists(path):
+        raise UserError(f"There is no file or folder {path!r}. Give a folder, a quoted glob or a JSONL manifest.")
+    root = os.path.abspath(path)
+    if os.path.isdir(root):
+        source = Source(name or _name_of(root), root, iter(()))
+        source.entries = _folder_entries(source, exclude)
+        return source
+    if root.endswith(_MANIFEST_SUFFIXES):
+        source = Source(name or Path(root).stem, os.path.dirname(root), iter(()))
+        source.entries = iter(_manifest_entries(root))
+        return source
+    entry = Entry(path=os.path.basename(root))
+    return Source(name or _name_of(os.path.dirname(root)), os.path.dirname(root), iter([entry]))
+
+
+def full_path(source_root: str, path: str) -> str:
+    """Where a recording is. Raises `AudioError` if its path leaves its source (a link or `..`)."""
+    joined = os.path.join(source_root, path)
+    if os.path.isabs(path):
+        return joined  # a manifest names it, so its writer wants it
+    real, root = os.path.realpath(joined), os.path.realpath(source_root)
+    if os.path.commonpath([real, root]) != root:
+        raise AudioError("outside-source", f"the path leads out of its source, to {real!r}")
+    return joined
+
+
+def _split(argument: str) -> tuple[str, str]:
+    name, equals, path = argument.partition("=")
+    if equals and "/" not in name and not os.path.lexists(argument):
+        if not name or len(name) > _SOURCE_NAME_LENGTH:
+            raise UserError(f"{argument!r}: a source's name has 1 to {_SOURCE_NAME_LENGTH} characters: NAME=PATH.")
+        return name, os.path.expanduser(path)
+    return "", os.path.expanduser(argument)
+
+
+def _name_of(folder: str) -> str:
+    return os.path.basename(folder) or "root"
+
+
+def _glob_source(name: str, pattern: str) -> Source:
+    fixed = pattern
+    while glob.has_magic(fixed):
+        fixed = os.path.dirname(fixed)
+    root = os.path.abspath(fixed or ".")
+    paths = sorted(
+        os.path.relpath(path, root) for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)
+    )
+    if not paths:
+        raise UserError(f"The glob {pattern!r} matches no file. (Quote it, and use ** for folders at any depth.)")
+    return Source(name or _name_of(root), root, (Entry(path=path) for path in paths))
+
+
+def _folder_entries(source: Source, exclude: str) -> Iterator[Entry]:
+    """Audio files of a tree in the order of their paths. What is not audio, by name and by content, is counted."""
+    for path in _walk(source.root, "", os.path.realpath(exclude)):
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix in AUDIO_SUFFIXES or is_audio(os.path.join(source.root, path)):
+            yield Entry(path=path)
+        else:
+            source.skipped[suffix or "no suffix"] += 1
+
+
+def _walk(root: str, folder: str, exclude: str) -> Iterator[str]:
+    """Relative paths of files, depth first, sorted by name; hidden names and links to folders are passed over."""
+    try:
+        names = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"Cannot list {os.path.join(root, folder)!r}: {error.strerror}.") from error
+    for found in names:
+        if found.name.startswith("."):
+            continue
+        relative = f"{folder}/{found.name}" if folder else found.name
+        if found.is_dir(follow_symlinks=False):
+            if os.path.realpath(found.path) != exclude:
+                yield from _walk(root, relative, exclude)
+        elif not found.is_dir():
+            yield relative
+
+
+def _manifest_entries(manifest: str) -> Iterator[Entry]:
+    """Lines of a NeMo manifest: audio_filepath, and if you like offset, duration (seconds), text, speaker, lang."""
+    root = os.path.dirname(manifest)
+    number = 0
+    with open(manifest, encoding="utf-8") as lines:
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _manifest_entry(json.loads(line), root)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{manifest}, line {number}: {_manifest_mistake(error)} Expected one JSON object per line with "
+                '"audio_filepath" and, if you like, "offset", "duration" (seconds), "text", "speaker", "language".'
+            ) from error
+
+
+def _manifest_entry(fields: dict[str, Any], root: str) -> Entry:
+    path = os.path.normpath(fields["audio_filepath"])
+    if os.path.isabs(path) and path.startswith(root + os.sep):
+        path = os.path.relpath(path, root)
+    duration = fields.get("duration")
+    offset = float(fields.get("offset") or 0.0)
+    if offset < 0 or (duration is not None and float(duration) <= 0):
+        raise ValueError("offset and duration must not be negative")
+    return Entry(
+        path=path,
+        offset_s=offset,
+        duration_s=None if duration is None else float(duration),
+        text=_text(fields, "text"),
+        speaker=_text(fields, "speaker"),
+        language=_text(fields, "language") or _text(fields, "lang"),
+    )
+
+
+def _text(fields: dict[str, Any], key: str) -> str | None:
+    value = fields.get(key)
+    return None if value is None else str(value)
+
+
+def _manifest_mistake(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"the key {error} is missing."
+    if isinstance(error, json.JSONDecodeError):
+        return f"this is not JSON ({error.msg} at column {error.colno})."
+    return f"{error}."

@@ -1,0 +1,76 @@
+"""Where a dataset lives: one place that turns a root's name into tables, files and folders."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import fsspec
+
+from ..tokenizers.spec import UserError
+
+
+class Root:
+    """A folder or object-store prefix that holds a corpus, its streams and its codebooks."""
+
+    def __init__(self, uri: str | Path) -> None:
+        text = str(uri)
+        self.is_local = "://" not in text or text.startswith("file://")
+        if self.is_local:
+            text = os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
+        self.uri = text.rstrip("/") or "/"
+        self._fs, self._path = fsspec.core.url_to_fs(self.uri)
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def join(self, relative: str) -> str:
+        """The full name of something below this root."""
+        return f"{self.uri}/{relative}"
+
+    def read_bytes(self, relative: str) -> bytes:
+        """A file's content. Raises `FileNotFoundError`."""
+        return self._fs.cat_file(f"{self._path}/{relative}")
+
+    def exists(self, relative: str) -> bool:
+        return self._fs.exists(f"{self._path}/{relative}")
+
+    def list(self, relative: str) -> list[str]:
+        """Names directly below a folder, sorted; empty if there is no such folder."""
+        try:
+            entries = self._fs.ls(f"{self._path}/{relative}", detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in entries)
+
+    def write_bytes(self, relative: str, content: bytes) -> None:
+        """Put a whole file in place, or nothing: on a disk through a synced temporary file beside it."""
+        target = f"{self._path}/{relative}"
+        if not self.is_local:
+            self._fs.pipe_file(target, content)
+            return
+        folder, name = os.path.split(target)
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".tmp-", suffix=f"-{name}")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    def require_writable(self) -> None:
+        """Raise `UserError` if nothing can be written here."""
+        if not self.is_local:
+            return
+        try:
+            os.makedirs(self._path, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._path):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"Cannot write to the root {self.uri}: {error.strerror}. Name a folder that you may write to."
+            ) from error
