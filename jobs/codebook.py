@@ -52,8 +52,8 @@ def fit_codebook(
     relative = f"{CODEBOOKS}/{name}.safetensors"
     if root.exists(relative) and not options.replace:
         raise UserError(
-            f"There is a codebook {name!r} in {root} already. Give the new one another --name, or --replace the old one "
-            "(streams made with it will refuse the new one)."
+            f"There is a codebook {name!r} in {root} already. Give the new one another --name, or --replace the old "
+            "one (streams made with it will refuse the new one)."
         )
     size = options.size or features.default_codebook_size
     num_codebooks = options.num_codebooks or features.default_num_codebooks

@@ -6,10 +6,6 @@ from typing import Protocol
 from ..pipelines.tokenize import ShardReport, ShardTask, Work, Worker, WorkerAbout
 
 
-class RunFailed(Exception):
-    """A run that could not finish: what is done stays done, and the same command goes on from there."""
-
-
 class Engine(Protocol):
     """Runs shard tasks on workers. `close` is called in every case."""
 

@@ -21,7 +21,7 @@ class Progress:
         self._segments = 0
         self._errors = 0
         self._audio_s = 0.0
-        self._started = self._logged = time.monotonic()
+        self._started = self._logged = self._last = time.monotonic()
         console = Console(stderr=True)
         self._live = Live(console=console, transient=True, refresh_per_second=4) if console.is_terminal else None
 
@@ -38,12 +38,16 @@ class Progress:
         if kind is None:
             print(self.line(), file=sys.stderr)
 
+    def expect(self, total_segments: int) -> None:
+        """Say how many segments there are to do."""
+        self._total = total_segments
+
     def advance(self, *, segments: int, audio_s: float, errors: int) -> None:
         """Count what has been done since the last call."""
         self._segments += segments
         self._audio_s += audio_s
         self._errors += errors
-        now = time.monotonic()
+        now = self._last = time.monotonic()
         if self._live:
             self._live.update(Text(self.line()))
         elif now - self._logged >= _LOG_EVERY_S:
@@ -52,7 +56,7 @@ class Progress:
 
     def line(self) -> str:
         """All figures in one line."""
-        elapsed = max(time.monotonic() - self._started, 1e-9)
+        elapsed = max(self._last - self._started, 1e-9)
         done = f"{self._segments:,}" + (f"/{self._total:,}" if self._total is not None else "")
         parts = [
             f"{self._label}: {done} segments",

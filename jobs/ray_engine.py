@@ -14,8 +14,7 @@ from functools import cache
 from typing import Any
 
 from ..pipelines.tokenize import ShardReport, ShardTask, Work, Worker, WorkerAbout
-from ..tokenizers.spec import UserError
-from .engine import RunFailed
+from ..tokenizers.spec import RunFailed, UserError
 
 _ATTEMPTS = 3  # of a shard whose worker died
 _READY_S = 120.0
@@ -54,8 +53,9 @@ class RayEngine:
         if address is None:
             _use_private_token()
         import ray
+        import ray.exceptions
 
-        self._ray = ray
+        self._ray: Any = ray
         self._address = address
         self._num_workers = num_workers
         self._slots: list[_Slot] = []

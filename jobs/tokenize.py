@@ -9,31 +9,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..pipelines.corpus import CORPUS
-from ..pipelines.resample import VERSION as RESAMPLER_VERSION
 from ..pipelines.tokenize import (
     ShardReport,
     ShardTask,
     StreamConfig,
+    StreamMismatch,
     Work,
     WorkerAbout,
+    first_difference,
+    full_fingerprint,
     load_stream_tokenizer,
+    require_same_tokenizer,
 )
-from ..pipelines.audio import DECODER_VERSION
 from ..storage.failpoints import failpoint
 from ..storage.root import Root
 from ..storage.schema import stream_schema
-from ..storage.table import Receipt, Snapshot, StreamTaken, TableWriter, create_table, read_snapshot
-from ..tokenizers.spec import StreamSpec, UserError
-from ..tokenizers.tokenizer import Tokenizer, fingerprint_hash
-from .engine import Engine, RunFailed
+from ..storage.table import Snapshot, TableWriter, create_table, read_snapshot
+from ..tokenizers.spec import RunFailed, StreamSpec, UserError
+from ..tokenizers.tokenizer import fingerprint_hash
+from .engine import Engine
 
 _COMMIT_EVERY_S = 5.0
 _COMMIT_EVERY_SHARDS = 64
 _JUDGE_AFTER = 200  # segments, or all if there are fewer: too early, one bad file would stop a run
-
-
-class StreamMismatch(UserError):
-    """A stream in the root was made with something else than this run has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +82,11 @@ def tokenize(
     over, `RunFailed` if the share of errors passes the limit or shards are lost. What was committed stays.
     """
     corpus = open_corpus(root)
-    tokenizers = {stream.name: load_stream_tokenizer(root, stream, device="cpu") for stream in streams}
     snapshots = {stream.name: read_snapshot(root, stream.folder) for stream in streams}
     for stream in streams:
-        _require_same(root, stream, snapshots[stream.name], tokenizers[stream.name])
+        tokenizer = load_stream_tokenizer(root, stream, device="cpu")
+        if (snapshot := snapshots[stream.name]) is not None:
+            require_same_tokenizer(root, stream.name, snapshot, tokenizer)
     tasks = _tasks(corpus, streams, snapshots)
     on_start(sum(corpus.files[task.shard].num_rows for task in tasks))
     summary = Summary()
@@ -161,7 +160,7 @@ class _Run:
             self._commit()
         if too_many:
             raise RunFailed(
-                f"{self._errors:,} of {self._segments:,} segments so far could not be tokenized: more than the limit of "
+                f"{self._errors:,} of {self._segments:,} segments so far could not be tokenized: over the limit of "
                 f"{self._options.max_error_share:.1%}. See why with `wavemill quarantine {self._corpus.root_uri}`; "
                 "mend the input, or raise --max-error-share, and run the command again."
             )
@@ -193,7 +192,7 @@ class _Run:
             return
         for name, expected in self._numerics.items():
             if expected is not None and expected != found:
-                part, theirs, ours = _first_difference(expected, found)
+                part, theirs, ours = first_difference(expected, found)
                 raise StreamMismatch(
                     f'Stream "{name}" was written in another numerics class ({part}: {theirs} there, {ours} here), so '
                     "codes may differ in rare near-ties. Run on the same kind of machine and versions, give the run "
@@ -208,9 +207,7 @@ def open_corpus(root: Root) -> Snapshot:
     """The newest corpus snapshot. Raises `UserError` if there is none, or nothing in it."""
     corpus = read_snapshot(root, CORPUS)
     if corpus is None:
-        raise UserError(
-            f"There is no corpus in {root}. Build one first: wavemill corpus build YOUR_FOLDER --to {root}"
-        )
+        raise UserError(f"There is no corpus in {root}. Build one first: wavemill corpus build YOUR_FOLDER --to {root}")
     if not corpus.files:
         raise UserError(f"The corpus in {root} is empty. Add recordings: wavemill corpus build YOUR_FOLDER --to {root}")
     return corpus
@@ -231,35 +228,7 @@ def stream_metadata(
     }
 
 
-def full_fingerprint(fingerprint: dict[str, str]) -> dict[str, str]:
-    """A tokenizer's fingerprint with the rules that turned files into its waveforms."""
-    return {**fingerprint, "decoder": DECODER_VERSION, "resampler": RESAMPLER_VERSION}
-
-
-def _require_same(root: Root, stream: StreamConfig, snapshot: Snapshot | None, tokenizer: Tokenizer) -> None:
-    if snapshot is None:
-        return
-    written = snapshot.metadata["fingerprint"]
-    ours = full_fingerprint(tokenizer.fingerprint)
-    if written != ours:
-        part, theirs, here = _first_difference(written, ours)
-        raise StreamMismatch(
-            f'Stream "{stream.name}" in {root} was written with {written["tokenizer"]}@{fingerprint_hash(written)}, '
-            f"this run has {ours['tokenizer']}@{fingerprint_hash(ours)} ({part} differs: {theirs[:16]} there, "
-            f"{here[:16]} here). Give the new run another stream name, or restore the old {part}."
-        )
-
-
-def _first_difference(theirs: dict[str, str], ours: dict[str, str]) -> tuple[str, str, str]:
-    for part in [*theirs, *ours]:
-        if theirs.get(part) != ours.get(part):
-            return part, str(theirs.get(part)), str(ours.get(part))
-    raise AssertionError("there is no difference")
-
-
-def _tasks(
-    corpus: Snapshot, streams: Sequence[StreamConfig], snapshots: dict[str, Snapshot | None]
-) -> list[ShardTask]:
+def _tasks(corpus: Snapshot, streams: Sequence[StreamConfig], snapshots: dict[str, Snapshot | None]) -> list[ShardTask]:
     done = {name: set(snapshot.files) if snapshot else set() for name, snapshot in snapshots.items()}
     tasks = []
     for shard in corpus.files:
@@ -267,5 +236,3 @@ def _tasks(
         if missing:
             tasks.append(ShardTask(shard=shard, streams=missing))
     return tasks
-
-

@@ -192,7 +192,7 @@ class _SoundfileReader:
                 raise AudioError("corrupt", f"decoding failed: {error.error_string}") from error
             if len(block) == 0:
                 return
-            yield block
+            yield block.astype(np.float32, copy=False)
 
     def close(self) -> None:
         self._sound.close()
@@ -205,7 +205,7 @@ class _AvReader:
     def __init__(self, path: str, format: AudioFormat) -> None:
         self._file = _open(path)
         try:
-            self._container = av.open(self._file, format=format.demuxer)
+            self._container = av.open(self._file, mode="r", format=format.demuxer)
             self._stream = next(iter(self._container.streams.audio), None)
         except (FFmpegError, ValueError) as error:
             self._file.close()
@@ -229,10 +229,11 @@ class _AvReader:
         to_float = av.AudioResampler(format="fltp")
         try:
             for frame in self._container.decode(self._stream):
+                assert isinstance(frame, av.AudioFrame)
                 if frame.sample_rate != self.sample_rate or len(frame.layout.channels) != self.num_channels:
                     raise AudioError("unsupported", "the sample rate or the channels change inside the file")
                 for planar in to_float.resample(frame):
-                    yield planar.to_ndarray().T
+                    yield planar.to_ndarray().T.astype(np.float32, copy=False)
         except (FFmpegError, ValueError) as error:
             raise AudioError("corrupt", f"decoding failed: {_reason(error)}") from error
 
@@ -287,7 +288,8 @@ def _require_whole_wav(file: BinaryIO, size: int) -> None:
                 rest = size - file.tell()
                 if rest < chunk_size < _STREAMED_WAV:
                     raise AudioError(
-                        "truncated", f"the header promises {chunk_size:,} bytes of samples, the file has {rest:,}"
+                        "truncated",
+                        f"the header promises {chunk_size:,} bytes of samples, the file has {rest:,}",
                     )
                 break
             file.seek(chunk_size + chunk_size % 2, os.SEEK_CUR)

@@ -28,8 +28,8 @@ def can_resample(sample_rate: int, new_rate: int) -> bool:
 class StreamResampler:
     """Takes a mono waveform piece by piece and writes it, resampled, into one tensor of known length.
 
-    The result is that of `torchaudio.transforms.Resample` (float64 taps) on the whole waveform: blocks begin at fixed multiples of
-    the ratio's period from the first sample and see the filter's full width of samples on both sides.
+    The result is that of `torchaudio.transforms.Resample` (float64 taps) on the whole waveform: blocks begin at fixed
+    multiples of the ratio's period from the first sample and see the filter's full width of samples on both sides.
     """
 
     def __init__(self, num_samples: int, sample_rate: int, new_rate: int) -> None:

@@ -32,8 +32,13 @@ FORMATS = {
 
 # what people name audio files; in a folder, such a file is reported even if its content is no audio
 AUDIO_SUFFIXES = frozenset(
-    ".wav .wave .flac .mp3 .mp2 .mp1 .ogg .oga .opus .m4a .mp4 .aac .webm .mka .aif .aiff .aifc .au .snd .caf .w64 "
-    ".rf64 .sph .wma .ape .wv .amr .ac3 .spx .raw .pcm .gsm .tta".split()
+    f".{suffix}"
+    for line in (
+        "wav wave rf64 w64 flac aif aiff aifc au snd caf sph",
+        "mp1 mp2 mp3 ogg oga opus spx m4a mp4 aac webm mka",
+        "wma ape wv tta amr ac3 gsm raw pcm",
+    )
+    for suffix in line.split()
 )
 
 _W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")

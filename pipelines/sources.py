@@ -53,12 +53,14 @@ def open_source(argument: str, *, exclude: str) -> Source:
     root = os.path.abspath(path)
     if os.path.isdir(root):
         source = Source(name or _name_of(root), root, iter(()))
+        for _ in _walk(root, "", exclude):  # a folder that cannot be listed is told before anything is done
+            pass
         source.entries = _folder_entries(source, exclude)
         return source
     if root.endswith(_MANIFEST_SUFFIXES):
-        source = Source(name or Path(root).stem, os.path.dirname(root), iter(()))
-        source.entries = iter(_manifest_entries(root))
-        return source
+        for _ in _manifest_entries(root):  # a mistake in the last line is told before the first one is worked on
+            pass
+        return Source(name or Path(root).stem, os.path.dirname(root), _manifest_entries(root))
     entry = Entry(path=os.path.basename(root))
     return Source(name or _name_of(os.path.dirname(root)), os.path.dirname(root), iter([entry]))
 
@@ -102,7 +104,7 @@ def _glob_source(name: str, pattern: str) -> Source:
 
 def _folder_entries(source: Source, exclude: str) -> Iterator[Entry]:
     """Audio files of a tree in the order of their paths. What is not audio, by name and by content, is counted."""
-    for path in _walk(source.root, "", os.path.realpath(exclude)):
+    for path in _walk(source.root, "", exclude):
         suffix = os.path.splitext(path)[1].lower()
         if suffix in AUDIO_SUFFIXES or is_audio(os.path.join(source.root, path)):
             yield Entry(path=path)
@@ -121,7 +123,7 @@ def _walk(root: str, folder: str, exclude: str) -> Iterator[str]:
             continue
         relative = f"{folder}/{found.name}" if folder else found.name
         if found.is_dir(follow_symlinks=False):
-            if os.path.realpath(found.path) != exclude:
+            if os.path.realpath(found.path) != os.path.realpath(exclude):
                 yield from _walk(root, relative, exclude)
         elif not found.is_dir():
             yield relative
@@ -130,20 +132,27 @@ def _walk(root: str, folder: str, exclude: str) -> Iterator[str]:
 def _manifest_entries(manifest: str) -> Iterator[Entry]:
     """Lines of a NeMo manifest: audio_filepath, and if you like offset, duration (seconds), text, speaker, lang."""
     root = os.path.dirname(manifest)
-    number = 0
-    with open(manifest, encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _manifest_entry(json.loads(line), root)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{manifest}, line {number}: {_manifest_mistake(error)} Expected one JSON object per line with "
-                '"audio_filepath" and, if you like, "offset", "duration" (seconds), "text", "speaker", "language".'
-            ) from error
+    with open(manifest, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                entry = _manifest_entry(json.loads(line), root)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise _manifest_error(manifest, number, error) from error
+            yield entry
 
 
-def _manifest_entry(fields: dict[str, Any], root: str) -> Entry:
+def _manifest_error(manifest: str, number: int, error: Exception) -> UserError:
+    return UserError(
+        f"{manifest}, line {number}: {_manifest_mistake(error)} Expected one JSON object per line with "
+        '"audio_filepath" and, if you like, "offset", "duration" (seconds), "text", "speaker", "language".'
+    )
+
+
+def _manifest_entry(fields: Any, root: str) -> Entry:
+    if not isinstance(fields, dict):
+        raise ValueError("this is not a JSON object")
     path = os.path.normpath(fields["audio_filepath"])
     if os.path.isabs(path) and path.startswith(root + os.sep):
         path = os.path.relpath(path, root)
@@ -171,4 +180,6 @@ def _manifest_mistake(error: Exception) -> str:
         return f"the key {error} is missing."
     if isinstance(error, json.JSONDecodeError):
         return f"this is not JSON ({error.msg} at column {error.colno})."
+    if isinstance(error, UnicodeDecodeError):
+        return "this is not UTF-8."
     return f"{error}."

@@ -22,8 +22,9 @@ from ..storage.table import Receipt, Snapshot, write_shard
 from ..tokenizers.codebook import Codebook
 from ..tokenizers.numerics import numerics_class, use_one_thread
 from ..tokenizers.spec import StreamSpec, UserError, num_frames
-from ..tokenizers.tokenizer import Tokenizer, load_tokenizer
-from .audio import AudioError, Span, read_spans
+from ..tokenizers.tokenizer import Tokenizer, fingerprint_hash, load_tokenizer
+from .audio import DECODER_VERSION, AudioError, Span, read_spans
+from .resample import VERSION as RESAMPLER_VERSION
 from .resample import resampled_length
 from .sources import full_path
 
@@ -31,6 +32,10 @@ STREAMS = "streams"
 CODEBOOKS = "codebooks"
 
 Row = dict[str, Any]
+
+
+class StreamMismatch(UserError):
+    """A stream in the root was made with something else than this run has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +158,40 @@ def load_stream_tokenizer(root: Root, stream: StreamConfig, *, device: str) -> T
     )
 
 
+def full_fingerprint(fingerprint: dict[str, str]) -> dict[str, str]:
+    """A tokenizer's fingerprint with the rules that turned files into its waveforms."""
+    return {**fingerprint, "decoder": DECODER_VERSION, "resampler": RESAMPLER_VERSION}
+
+
+def open_stream_tokenizer(root: Root, name: str, snapshot: Snapshot) -> Tokenizer:
+    """The tokenizer that a stream was made with, on the CPU. Raises `StreamMismatch` if it is no longer the same."""
+    metadata = snapshot.metadata
+    config = StreamConfig(name=name, tokenizer=metadata["spec"]["tokenizer"], codebook=metadata["codebook"])
+    tokenizer = load_stream_tokenizer(root, config, device="cpu")
+    require_same_tokenizer(root, name, snapshot, tokenizer)
+    return tokenizer
+
+
+def require_same_tokenizer(root: Root, name: str, snapshot: Snapshot, tokenizer: Tokenizer) -> None:
+    """Raise `StreamMismatch`, naming the first difference, unless the stream was made with this very tokenizer."""
+    written, ours = snapshot.metadata["fingerprint"], full_fingerprint(tokenizer.fingerprint)
+    if written != ours:
+        part, theirs, here = first_difference(written, ours)
+        raise StreamMismatch(
+            f'Stream "{name}" in {root} was written with {written["tokenizer"]}@{fingerprint_hash(written)}, '
+            f"this run has {ours['tokenizer']}@{fingerprint_hash(ours)} ({part} differs: {theirs[:16]} there, "
+            f"{here[:16]} here). Give the new run another stream name, or restore the old {part}."
+        )
+
+
+def first_difference(theirs: dict[str, str], ours: dict[str, str]) -> tuple[str, str, str]:
+    """The first part in which two fingerprints or numerics classes differ, and both sides of it."""
+    for part in [*theirs, *ours]:
+        if theirs.get(part) != ours.get(part):
+            return part, str(theirs.get(part)), str(ours.get(part))
+    raise AssertionError("there is no difference")
+
+
 def load_codebook(root: Root, name: str, *, tokenizer: str) -> Codebook:
     """A codebook of the root. Raises `UserError` if there is none by that name."""
     try:
@@ -161,15 +200,12 @@ def load_codebook(root: Root, name: str, *, tokenizer: str) -> Codebook:
         named = [file.removesuffix(".safetensors") for file in root.list(CODEBOOKS)]
         raise UserError(
             f"There is no codebook {name!r} in {root} (there are: {', '.join(named) or 'none'}). "
-            f"Fit it first: wavemill codebook fit {root} {tokenizer}"
-            + (f" --name {name}" if name != tokenizer else "")
+            f"Fit it first: wavemill codebook fit {root} {tokenizer}" + (f" --name {name}" if name != tokenizer else "")
         ) from error
     return Codebook.from_bytes(content, name=name)
 
 
-def encode_rows(
-    rows: list[Row], tokenizers: dict[str, Tokenizer], work: Work
-) -> tuple[list[Encoded], float, float]:
+def encode_rows(rows: list[Row], tokenizers: dict[str, Tokenizer], work: Work) -> tuple[list[Encoded], float, float]:
     """Codes or an error for each row, in order, with the seconds spent in decoding and in encoding."""
     encoded: list[Encoded] = [_known_error(row) for row in rows]
     encode_s = 0.0
@@ -204,7 +240,7 @@ def read_segments(rows: Iterable[Row], sample_rates: Iterable[int], source_roots
     rates = list(sample_rates)
     for (source, path), group in groupby(rows, key=lambda row: (row["source"], row["path"])):
         members = list(group)
-        yield from _read_recording(members, path, source_roots.get(source, members[0]["source_root"]), rates)
+        yield from _read_recording(members, path, source_roots.get(source) or members[0]["source_root"], rates)
 
 
 def _read_recording(rows: list[Row], path: str, source_root: str, rates: list[int]) -> Iterator[Any]:

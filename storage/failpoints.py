@@ -10,9 +10,7 @@ import signal
 import time
 from pathlib import Path
 
-_SPEC = dict(
-    entry.split("=", 1) for entry in os.environ.get("WAVEMILL_FAILPOINTS", "").split(",") if "=" in entry
-)
+_SPEC = dict(entry.split("=", 1) for entry in os.environ.get("WAVEMILL_FAILPOINTS", "").split(",") if "=" in entry)
 _ONCE = os.environ.get("WAVEMILL_FAILPOINTS_ONCE", "")
 _hits: dict[str, int] = {}
 

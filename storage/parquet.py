@@ -6,14 +6,14 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..tokenizers.spec import UserError
+from ..tokenizers.spec import RunFailed
 from .root import Root
 
 DICTIONARY_LIMIT = 4_096  # codebooks up to this size are bit-packed as dictionary indices
 _ROW_GROUP_ROWS = 65_536
 
 
-class CorruptFile(UserError):
+class CorruptFile(RunFailed):
     """Bytes at rest are not the bytes that were written."""
 
 
@@ -32,7 +32,7 @@ def parquet_bytes(table: pa.Table, *, codebook_size: int = 0) -> bytes:
         sink,
         compression="zstd",
         compression_level=1,
-        use_dictionary=others if split else others + codes,
+        use_dictionary=others if split else others + codes,  # pyright: ignore[reportArgumentType]
         column_encoding=dict.fromkeys(codes, "BYTE_STREAM_SPLIT") if split else None,
         write_page_checksum=True,
         row_group_size=_ROW_GROUP_ROWS,

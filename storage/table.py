@@ -8,7 +8,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 
-from ..tokenizers.spec import UserError
+from ..tokenizers.spec import RunFailed, UserError
 from .failpoints import failpoint
 from .parquet import parquet_bytes, shard_file_name
 from .root import Root
@@ -30,7 +30,7 @@ _COMMIT_ERRORS = (DeltaError, OSError)  # applied, refused or never sent: each m
 _HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 
-class StreamTaken(Exception):
+class StreamTaken(RunFailed):
     """Another driver has fenced this table since we did: it goes on, we stop."""
 
 
@@ -177,9 +177,9 @@ class TableWriter:
             failpoint("after-fence")
             return
 
-    def _append(self, actions: list[AddAction]) -> None:
+    def _append(self, actions: Sequence[AddAction]) -> None:
         self._table.create_write_transaction(
-            actions,
+            list(actions),
             mode="append",
             schema=self._table.schema(),
             commit_properties=CommitProperties(
@@ -215,7 +215,9 @@ def _metadata(root: Root, folder: str, table: DeltaTable) -> dict[str, Any]:
         metadata = json.loads(table.metadata().description or "")
         written_by = metadata["wavemill"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{root.join(folder)} is a Delta table, but not one of wavemill's. Name another root.") from error
+        raise UserError(
+            f"{root.join(folder)} is a Delta table, but not one of wavemill's. Name another root."
+        ) from error
     if written_by != FORMAT_VERSION:
         raise UserError(
             f"{root.join(folder)} was written in wavemill's table format {written_by}; this version reads format "

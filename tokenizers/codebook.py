@@ -46,8 +46,7 @@ class Codebook:
             header = json.loads(metadata[_HEADER_KEY])
         except (SafetensorError, KeyError, ValueError) as error:
             raise UserError(
-                f"Codebook {name} is not a codebook file of wavemill ({error}). "
-                "Fit one with `wavemill codebook fit`."
+                f"Codebook {name} is not a codebook file of wavemill ({error}). Fit one with `wavemill codebook fit`."
             ) from error
         if centroids_QCD.ndim != 3:
             raise UserError(

@@ -10,6 +10,10 @@ class UserError(Exception):
     """A mistake or a condition that the person can mend: one clear sentence, no traceback."""
 
 
+class RunFailed(Exception):
+    """A job that could not finish, through no mistake of the person's: what is done stays done, and why is said."""
+
+
 class FrameRule(StrEnum):
     """How many frames n samples give; see `num_frames`."""
 

@@ -80,7 +80,9 @@ class CodebookTokenizer:
 
     def decode(self, codes_KT: Tensor) -> Tensor:
         if not isinstance(self.features, MelFeatures):
-            raise UserError(f"Tokenizer {self.spec.tokenizer} has no decoder: semantic tokens do not say how it sounds.")
+            raise UserError(
+                f"Tokenizer {self.spec.tokenizer} has no decoder: semantic tokens do not say how it sounds."
+            )
         return self.features.synthesize(self._quantizer.decode(codes_KT)).cpu()
 
 

@@ -1,0 +1,46 @@
+# Everything is set up in .venv on first use; nothing else on the machine is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/ready
+
+.PHONY: help setup demo test test-all test-kill lint bench-main samples clean
+
+help:  ## show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv with wavemill, FAISS for the CPU and the development tools
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wavemill needs Python 3.11 or newer; name one with make PYTHON=...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (PyTorch is large: one to five minutes) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group dev -e '.[cpu]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## tokenize the speech that ships with wavemill, read it back, play it back (dataset in demo/)
+	@$(BIN)/wavemill demo --to demo
+
+test: $(STAMP)  ## run the tests
+	@$(BIN)/python -m pytest
+
+test-all: $(STAMP)  ## run the tests, the slow ones too
+	@$(BIN)/python -m pytest -m 'slow or not slow' --timeout 3600
+
+test-kill: $(STAMP)  ## kill -9 at 20 random times of runs of a minute, on Ray
+	@$(BIN)/python -m pytest -m slow --timeout 3600 -s tests/faults
+
+lint: $(STAMP)  ## ruff, basedpyright and the layer test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/basedpyright
+	@$(BIN)/python -m pytest tests/test_layers.py
+
+bench-main: $(STAMP)  ## time the main job; CORPUS=FOLDER for your own recordings
+	@$(BIN)/python infra/bench/main_job.py $(CORPUS)
+
+samples: $(STAMP)  ## make jobs/samples again (needs espeak-ng)
+	@$(BIN)/python infra/samples/make_samples.py
+
+clean:  ## remove .venv and what the tools left
+	rm -rf .venv demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,134 @@
+"""The demo: the speech that ships with wavemill, through every step a user takes."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from ..pipelines.corpus import CorpusPolicy
+from ..pipelines.inspection import describe_corpus, describe_streams
+from ..pipelines.listen import decode_segments
+from ..pipelines.tokenize import StreamConfig
+from ..pipelines.verify import verify
+from ..storage.dataset import TokenDataset, collate
+from ..storage.root import Root
+from ..tokenizers.spec import RunFailed, UserError
+from .codebook import FitOptions, fit_codebook
+from .corpus import build_corpus
+from .engine import Engine, InlineEngine
+from .progress import Progress
+from .show import show_dataset
+from .tokenize import TokenizeOptions, open_corpus, tokenize
+
+SAMPLES = Path(__file__).parent / "samples"
+LEFT_OUT = frozenset({"en_callum", "es_lucia", "fr_camille"})  # not in the fit: what the decoded sound is judged on
+_SHARD_HOURS = 0.01
+_MEL_SIZE = 256  # five minutes are too little for the usual 1,024 centroids
+
+
+def run_demo(to: str, *, engine: str) -> None:
+    """Build, fit, tokenize, inspect, verify, read back and decode below `to`; everything is printed as it happens."""
+    if engine not in ("ray", "inline"):
+        raise UserError(f"--engine {engine!r} is unknown; there are: ray, inline.")
+    if not (SAMPLES / "manifest.jsonl").exists():
+        raise UserError(
+            f"The samples are missing at {SAMPLES}: install wavemill again, or use a clone of its repository."
+        )
+    root = Root(to)
+    console = Console()
+
+    console.rule("1. corpus: 108 clips of speech in seven formats, and four broken files")
+    sources = [f"speech={SAMPLES / 'manifest.jsonl'}", f"broken={SAMPLES / 'broken'}"]
+    result = build_corpus(root, sources, CorpusPolicy(), shard_hours=_SHARD_HOURS)
+    console.print(f"{result.counts.new} new segments, {result.counts.known} known already")
+
+    console.rule("2. codebooks: k-means on six of the nine speakers")
+    for name, size in (("mfcc-kmeans", None), ("mel-rvq", _MEL_SIZE)):
+        if root.exists(f"codebooks/{name}.safetensors"):
+            console.print(f"{name}: fitted already")
+            continue
+        with Progress(f"sampling for {name}") as progress:
+            header = fit_codebook(
+                root,
+                name,
+                FitOptions(size=size, leave_out_speakers=LEFT_OUT),
+                on_segment=lambda audio_s, failed, to=progress: to.advance(segments=1, audio_s=audio_s, errors=failed),
+            )
+        console.print(f"{name}: {header['num_codebooks']} x {header['size']} centroids, {header['fit_s']} s")
+
+    console.rule(f"3. tokenize: semantic and acoustic tokens ({engine})")
+    streams = [StreamConfig(name=name, tokenizer=tokenizer, codebook=tokenizer) for name, tokenizer in _STREAMS.items()]
+    with Progress("tokenize") as progress:
+        summary = tokenize(
+            root,
+            streams,
+            lambda: _engine(engine),
+            TokenizeOptions(),
+            on_start=progress.expect,
+            on_report=lambda report: progress.advance(
+                segments=report.num_segments, audio_s=report.duration_s, errors=report.num_errors
+            ),
+        )
+    console.print(f"{summary.segments} segments tokenized" if summary.shards else "nothing to do: all is tokenized")
+
+    console.rule("4. the dataset")
+    corpus = open_corpus(root)
+    show_dataset({"corpus": describe_corpus(root, corpus), "streams": describe_streams(root, corpus)})
+
+    console.rule("5. verify: every page read back, 20 segments tokenized again alone")
+    verdict = verify(root, corpus, sample=20, seed=0, source_roots={})
+    if verdict.num_problems:
+        raise RunFailed(f"The dataset is not whole: {verdict.problems[0]}")
+    console.print(f"whole; {verdict.codes_different} of {verdict.codes_compared:,} codes differ")
+
+    console.rule("6. a training batch")
+    dataset = TokenDataset(root.uri, {"semantic": None, "acoustic": 4}, seed=0)
+    batch = next(iter(DataLoader(dataset, batch_size=8, collate_fn=collate)))
+    for name, codes_BKT in batch.codes.items():
+        console.print(f"{name}: codes {list(codes_BKT.shape)}, frames {batch.num_frames[name].tolist()}")
+
+    console.rule("7. sound: segments of speakers that the codebooks never heard, decoded")
+    spoken = _segments_of(root, LEFT_OUT)
+    folder = Path(root.uri) / "decoded"
+    for num_codebooks in (1, 8):
+        for sound in decode_segments(
+            root,
+            corpus,
+            "acoustic",
+            ids=frozenset(spoken),
+            limit=0,
+            num_codebooks=num_codebooks,
+            folder=folder / f"{num_codebooks}-codebooks",
+        ):
+            console.print(f'{sound.path}: "{sound.text}"')
+    print(
+        f"Done. Next: wavemill corpus build YOUR_FOLDER --to YOUR_TOKENS  (this demo's dataset: {root})",
+        file=sys.stderr,
+    )
+
+
+_STREAMS = {"semantic": "mfcc-kmeans", "acoustic": "mel-rvq"}
+
+
+def _engine(name: str) -> Engine:
+    if name == "inline":
+        return InlineEngine()
+    from .ray_engine import RayEngine
+
+    return RayEngine(address=None, num_workers=None)
+
+
+def _segments_of(root: Root, speakers: frozenset[str]) -> list[str]:
+    """The id of the first segment of each speaker."""
+    from ..storage.parquet import read_parquet
+    from ..storage.schema import CORPUS_SCHEMA
+
+    first: dict[str, str] = {}
+    corpus = open_corpus(root)
+    for shard in corpus.files:
+        table = read_parquet(root, corpus.path(shard), schema=CORPUS_SCHEMA, columns=["id", "speaker", "error"])
+        for row in table.to_pylist():
+            if row["speaker"] in speakers and row["error"] is None:
+                first.setdefault(row["speaker"], row["id"])
+    return list(first.values())

@@ -1,0 +1,101 @@
+"""Tables for people: what `corpus show`, `inspect` and `quarantine` print without --json."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def show_corpus(corpus: dict[str, Any]) -> None:
+    """Print a corpus's figures."""
+    table = Table(title=f"corpus {_safe(corpus['root'])}, version {corpus['version']}", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    window = corpus["policy"]["window_s"]
+    table.add_row(
+        "segments",
+        f"{corpus['segments']:,} ({'whole recordings' if window is None else f'{window:g} s windows'})",
+    )
+    table.add_row("recordings", f"{corpus['recordings']:,}")
+    table.add_row("audio", f"{corpus['hours']:.2f} h in {corpus['shards']:,} shards")
+    table.add_row("speakers", f"{corpus['speakers']:,}" if corpus["speakers"] else "not known")
+    for name in ("sources", "formats", "sample_rates", "languages"):
+        table.add_row(name.replace("_", " "), _counts(corpus[name]))
+    table.add_row("errors", f"{corpus['errors']:,}  {_counts(corpus['errors_by_class'])}")
+    Console().print(table)
+
+
+def show_dataset(dataset: dict[str, Any]) -> None:
+    """Print a corpus and its streams."""
+    show_corpus(dataset["corpus"])
+    if not dataset["streams"]:
+        Console().print("There is no stream yet: make some with `wavemill tokenize`.")
+        return
+    table = Table(title="streams")
+    table.add_column("", style="bold")
+    for stream in dataset["streams"]:
+        table.add_column(stream["stream"], justify="right")
+    for title, figure in _STREAM_FIGURES.items():
+        table.add_row(title, *(figure(stream) for stream in dataset["streams"]))
+    Console().print(table)
+    for stream in dataset["streams"]:
+        if stream["errors"]:
+            Console().print(Text(f"{stream['stream']}: errors {_counts(stream['errors_by_class'])}"))
+        if stream["shards_missing"]:
+            Console().print(Text(f"{stream['stream']}: {stream['shards_missing']:,} shards are not done yet"))
+        if stream["shards_looked_at"] < stream["shards"]:
+            Console().print(
+                Text(f"{stream['stream']}: figures from {stream['shards_looked_at']:,} of {stream['shards']:,} shards")
+            )
+
+
+_STREAM_FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "tokenizer": lambda stream: f"{stream['tokenizer']}@{stream['fingerprint']}",
+    "frames per second": lambda stream: stream["frame_rate"],
+    "codebooks": lambda stream: f"{stream['num_codebooks']} x {stream['codebook_size']:,}",
+    "hours": lambda stream: f"{stream['hours']:.2f}",
+    "used codes": lambda stream: _range([f"{book['used_codes']:,}" for book in stream["codebooks"]]),
+    "entropy, bits per code": lambda stream: _range([f"{book['entropy_bits']:.2f}" for book in stream["codebooks"]]),
+    "bits per second": lambda stream: f"{stream['bits_per_second']:,.0f}",
+    "entropy, bits per second": lambda stream: f"{stream['entropy_bits_per_second']:,.0f}",
+    "bytes per code": lambda stream: f"{stream['bytes_per_code']:.2f}" if stream["bytes_per_code"] else "-",
+    "errors": lambda stream: f"{stream['errors']:,}",
+}
+
+
+def show_quarantine(rows: list[dict[str, Any]], *, limit: int) -> None:
+    """Print rows with errors, with the counts by class below."""
+    if not rows:
+        Console().print("No errors: nothing is quarantined.")
+        return
+    table = Table(title="quarantine")
+    for title in ("id", "recording", "class", "why", "found in"):
+        table.add_column(title, overflow="fold")
+    for row in rows[:limit]:
+        found_in = ", ".join(row["found_in"])
+        table.add_row(
+            row["id"],
+            Text(_safe(f"{row['source']}/{row['path']}")),
+            row["error"],
+            Text(_safe(row["error_message"])),
+            found_in,
+        )
+    Console().print(table)
+    shown = f" (the first {limit:,} shown)" if len(rows) > limit else ""
+    Console().print(Text(f"{len(rows):,} segments{shown}: {_counts(Counter(row['error'] for row in rows))}"))
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{_safe(str(name))} {count:,}" for name, count in counts.items()) or "-"
+
+
+def _range(values: list[str]) -> str:
+    """The first codebook's value and the last's, or the one value they share."""
+    return values[0] if len(set(values)) == 1 else f"{values[0]} ... {values[-1]}"
+
+
+def _safe(text: str) -> str:
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

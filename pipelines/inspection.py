@@ -1,0 +1,121 @@
+"""A dataset at a glance: what is in it, how its codes are used, what went wrong."""
+
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from ..storage.codes import list_streams, open_stream, read_codes, stream_spec
+from ..storage.parquet import read_parquet
+from ..storage.root import Root
+from ..storage.schema import CORPUS_SCHEMA
+from ..storage.table import Snapshot
+from ..tokenizers.spec import StreamSpec
+
+MAX_SHARDS = 256  # a larger dataset is looked at through this many shards, evenly spread
+
+
+def describe_corpus(root: Root, corpus: Snapshot) -> dict[str, Any]:
+    """Figures of a corpus, over all of its rows."""
+    columns = ["source", "path", "format", "sample_rate", "duration_s", "speaker", "language", "error"]
+    counts: dict[str, Counter[Any]] = {
+        name: Counter() for name in ("source", "format", "sample_rate", "language", "error")
+    }
+    speakers: set[str] = set()
+    recordings = 0
+    duration_s = 0.0
+    last = None
+    for shard in corpus.files:
+        table = read_parquet(root, corpus.path(shard), schema=CORPUS_SCHEMA, columns=columns)
+        duration_s += sum(table["duration_s"].to_pylist())
+        speakers.update(name for name in table["speaker"].to_pylist() if name is not None)
+        for name, counter in counts.items():
+            counter.update(value for value in table[name].to_pylist() if value is not None)
+        for place in zip(table["source"].to_pylist(), table["path"].to_pylist(), strict=True):
+            recordings += place != last
+            last = place
+    return {
+        "root": root.uri,
+        "version": corpus.version,
+        "policy": corpus.metadata["policy"],
+        "segments": corpus.num_rows,
+        "recordings": recordings,
+        "shards": len(corpus.files),
+        "hours": duration_s / 3600,
+        "errors": corpus.num_errors,
+        "speakers": len(speakers),
+        "sources": dict(counts["source"].most_common()),
+        "formats": dict(counts["format"].most_common()),
+        "sample_rates": {str(rate): count for rate, count in counts["sample_rate"].most_common()},
+        "languages": dict(counts["language"].most_common()),
+        "errors_by_class": dict(counts["error"].most_common()),
+    }
+
+
+def describe_streams(root: Root, corpus: Snapshot) -> list[dict[str, Any]]:
+    """Figures of every stream, by name."""
+    return [_describe_stream(root, corpus, name, open_stream(root, name)) for name in list_streams(root)]
+
+
+def _describe_stream(root: Root, corpus: Snapshot, name: str, snapshot: Snapshot) -> dict[str, Any]:
+    spec = stream_spec(snapshot)
+    usage_KC = np.zeros((spec.num_codebooks, spec.codebook_size), dtype=np.int64)
+    errors: Counter[str] = Counter()
+    looked_at = _spread(list(snapshot.files))
+    size_bytes = 0
+    for shard in looked_at:
+        codes = read_codes(root, snapshot, shard)
+        size_bytes += snapshot.files[shard].size_bytes
+        errors.update(error for error in codes.errors if error is not None)
+        for book, (values, _) in enumerate(codes.books):
+            usage_KC[book] += np.bincount(values, minlength=spec.codebook_size)
+    num_codes = int(usage_KC.sum())
+    num_frames = num_codes // spec.num_codebooks
+    entropies = [_entropy_bits(usage_C) for usage_C in usage_KC]
+    return {
+        "stream": name,
+        "tokenizer": spec.tokenizer,
+        "version": snapshot.version,
+        "fingerprint": snapshot.metadata["fingerprint_hash"],
+        "fingerprint_parts": snapshot.metadata["fingerprint"],
+        "numerics": snapshot.metadata["numerics"],
+        "frame_rate": str(spec.frame_rate),
+        "num_codebooks": spec.num_codebooks,
+        "codebook_size": spec.codebook_size,
+        "segments": snapshot.num_rows,
+        "shards": len(snapshot.files),
+        "shards_missing": len(corpus.files) - len(set(corpus.files) & set(snapshot.files)),
+        "shards_looked_at": len(looked_at),
+        "hours": num_frames / float(spec.frame_rate) / 3600,
+        "frames": num_frames,
+        "size_bytes": size_bytes,
+        "bytes_per_code": size_bytes / num_codes if num_codes else None,
+        "bits_per_second": bits_per_second(spec),
+        "entropy_bits_per_second": sum(entropies) * float(spec.frame_rate),
+        "codebooks": [
+            {"codebook": book, "used_codes": int((usage_C > 0).sum()), "entropy_bits": entropy}
+            for book, (usage_C, entropy) in enumerate(zip(usage_KC, entropies, strict=True))
+        ],
+        "errors": snapshot.num_errors,
+        "errors_by_class": dict(errors.most_common()),
+    }
+
+
+def bits_per_second(spec: StreamSpec) -> float:
+    """The nominal bitrate: frames a second x codebooks x log2 of their size."""
+    return float(spec.frame_rate) * spec.num_codebooks * math.log2(spec.codebook_size)
+
+
+def _entropy_bits(usage_C: np.ndarray) -> float:
+    total = usage_C.sum()
+    if not total:
+        return 0.0
+    share_C = usage_C[usage_C > 0] / total
+    return float(abs(-(share_C * np.log2(share_C)).sum()))
+
+
+def _spread(shards: list[int]) -> list[int]:
+    if len(shards) <= MAX_SHARDS:
+        return shards
+    return [shards[index * len(shards) // MAX_SHARDS] for index in range(MAX_SHARDS)]

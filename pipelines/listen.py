@@ -1,0 +1,83 @@
+"""Codes back to sound files."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+import torch
+
+from ..storage.codes import open_stream, read_codes, stream_spec
+from ..storage.parquet import read_parquet
+from ..storage.root import Root
+from ..storage.schema import CORPUS_SCHEMA
+from ..storage.table import Snapshot
+from ..tokenizers.spec import UserError
+from .resample import resampled_length
+from .tokenize import open_stream_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A sound file that was written."""
+
+    id: str
+    source_path: str
+    text: str | None
+    path: str
+    duration_s: float
+
+
+def decode_segments(
+    root: Root,
+    corpus: Snapshot,
+    stream: str,
+    *,
+    ids: frozenset[str],
+    limit: int,
+    num_codebooks: int | None,
+    folder: Path,
+) -> Iterator[Decoded]:
+    """Decode the segments named by `ids`, or the first `limit` of the stream, to `<folder>/<id>.wav`.
+
+    Sound is cut to the segment's own length. Raises `UserError` for a stream without a decoder, a number of codebooks
+    it does not have, or ids that are not there or have an error.
+    """
+    snapshot = open_stream(root, stream)
+    spec = stream_spec(snapshot)
+    if not spec.decode_sample_rate:
+        raise UserError(
+            f"Stream {stream!r} ({spec.tokenizer}) cannot be decoded: semantic tokens do not say how it sounds. "
+            "Name an acoustic stream."
+        )
+    books = spec.num_codebooks if num_codebooks is None else num_codebooks
+    if not 1 <= books <= spec.num_codebooks:
+        raise UserError(f"Stream {stream!r} has {spec.num_codebooks} codebooks; {books} were asked for.")
+    tokenizer = open_stream_tokenizer(root, stream, snapshot)
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = set(ids)
+    left = len(wanted) if wanted else limit
+    for shard in snapshot.files:
+        if left == 0:
+            break
+        rows = read_parquet(root, corpus.path(shard), schema=CORPUS_SCHEMA).to_pylist()
+        codes = read_codes(root, snapshot, shard, num_codebooks=books)
+        for place, row in enumerate(rows):
+            if left == 0 or (wanted and row["id"] not in wanted):
+                continue
+            codes_KT = codes.codes(place)
+            if codes_KT is None:
+                if wanted:
+                    raise UserError(
+                        f"Segment {row['id']} has no codes: {codes.errors[place]} ({codes.error_messages[place]})."
+                    )
+                continue
+            num_samples = resampled_length(row["num_samples"], row["sample_rate"], spec.decode_sample_rate)
+            sound_N = tokenizer.decode(torch.from_numpy(codes_KT.astype("int64")))[:num_samples]
+            path = folder / f"{row['id']}.wav"
+            soundfile.write(path, sound_N.numpy(), spec.decode_sample_rate, subtype="PCM_16")
+            wanted.discard(row["id"])
+            left -= 1
+            yield Decoded(row["id"], row["path"], row["text"], str(path), num_samples / spec.decode_sample_rate)
+    if wanted:
+        raise UserError(f"There is no segment {sorted(wanted)[0]!r} in stream {stream!r} of {root}.")

@@ -1,0 +1,179 @@
+"""Reads everything back with checksums, compares streams with the corpus, and tokenizes a sample again."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..storage.codes import ShardCodes, list_streams, open_stream, read_codes, stream_spec
+from ..storage.parquet import CorruptFile, read_parquet
+from ..storage.root import Root
+from ..storage.schema import CORPUS_SCHEMA
+from ..storage.table import Snapshot
+from ..tokenizers.spec import StreamSpec, num_frames
+from .audio import AudioError
+from .resample import resampled_length
+from .tokenize import Row, encode_segment, open_stream_tokenizer, read_segments
+
+_MAX_PROBLEMS = 100
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What was checked, and each thing that is not as it should be, in a sentence."""
+
+    segments: int = 0
+    stream_rows: int = 0
+    files: int = 0
+    tokenized_again: int = 0
+    codes_compared: int = 0
+    codes_different: int = 0
+    problems: list[str] = field(default_factory=list)
+    num_problems: int = 0
+
+    def blame(self, problem: str) -> None:
+        self.num_problems += 1
+        if len(self.problems) < _MAX_PROBLEMS:
+            self.problems.append(problem)
+
+
+def verify(
+    root: Root,
+    corpus: Snapshot,
+    *,
+    sample: int,
+    seed: int,
+    source_roots: dict[str, str],
+    on_shard: Callable[[int, float], None] = lambda segments, audio_s: None,
+) -> Verdict:
+    """Check a whole dataset; `sample` segments are tokenized alone and compared code by code."""
+    verdict = Verdict()
+    streams = {name: open_stream(root, name) for name in list_streams(root)}
+    for name, snapshot in streams.items():
+        for shard in sorted(set(corpus.files) ^ set(snapshot.files)):
+            where = "lacks" if shard in corpus.files else "has, unlike the corpus,"
+            verdict.blame(f"stream {name} {where} shard {shard}: run `wavemill tokenize` again")
+    seen: set[str] = set()
+    chosen: list[tuple[int, Row, int]] = []  # the smallest hashes, with row and place in shard
+    for shard in corpus.files:
+        rows = _corpus_rows(root, corpus, shard, verdict)
+        verdict.segments += len(rows)
+        for row in rows:
+            if row["id"] in seen:
+                verdict.blame(f"segment {row['id']} is in the corpus twice, the second time in shard {shard}")
+            seen.add(row["id"])
+        for name, snapshot in streams.items():
+            if shard in snapshot.files:
+                _check_shard(root, name, snapshot, shard, rows, verdict)
+        good = [(_hash(seed, row["id"]), row, place) for place, row in enumerate(rows) if row["error"] is None]
+        chosen = sorted(chosen + good, key=lambda entry: entry[0])[:sample]
+        on_shard(len(rows), sum(row["duration_s"] for row in rows))
+    _compare_again(root, streams, chosen, source_roots, verdict)
+    return verdict
+
+
+def _corpus_rows(root: Root, corpus: Snapshot, shard: int, verdict: Verdict) -> list[Row]:
+    verdict.files += 1
+    try:
+        return read_parquet(root, corpus.path(shard), schema=CORPUS_SCHEMA).to_pylist()
+    except CorruptFile as error:
+        verdict.blame(f"corpus, shard {shard}: {error}")
+        return []
+
+
+def _check_shard(root: Root, name: str, snapshot: Snapshot, shard: int, rows: list[Row], verdict: Verdict) -> None:
+    verdict.files += 1
+    where = f"stream {name}, shard {shard}"
+    try:
+        codes = read_codes(root, snapshot, shard)
+    except CorruptFile as error:
+        verdict.blame(f"{where}: {error}")
+        return
+    verdict.stream_rows += len(codes.ids)
+    if not rows:
+        return
+    if codes.ids != [row["id"] for row in rows]:
+        verdict.blame(f"{where}: its {len(codes.ids)} rows are not the corpus's {len(rows)}, one for one in order")
+        return
+    spec = stream_spec(snapshot)
+    for place, row in enumerate(rows):
+        problem = _row_problem(codes, place, row, spec)
+        if problem:
+            verdict.blame(f"{where}, segment {row['id']}: {problem}")
+
+
+def _row_problem(codes: ShardCodes, place: int, row: Row, spec: StreamSpec) -> str | None:
+    error, frames = codes.errors[place], codes.num_frames[place]
+    if error is not None:
+        return None if frames is None else "it has an error and a number of frames"
+    if row["error"] is not None:
+        return f"the corpus says {row['error']}, the stream has codes"
+    expected = num_frames(resampled_length(row["num_samples"], row["sample_rate"], spec.sample_rate), spec)
+    codes_KT = codes.codes(place) if _equal_lengths(codes, place) else None
+    if codes_KT is None or frames != expected or codes_KT.shape[1] != expected:
+        return f"it has {frames} frames, the frame rule gives {expected}"
+    if codes_KT.size and (codes_KT.min() < 0 or codes_KT.max() >= spec.codebook_size):
+        return f"it has codes outside 0 to {spec.codebook_size - 1}"
+    return None
+
+
+def _equal_lengths(codes: ShardCodes, place: int) -> bool:
+    return len({int(offsets[place + 1] - offsets[place]) for _, offsets in codes.books}) == 1
+
+
+def _compare_again(
+    root: Root,
+    streams: dict[str, Snapshot],
+    chosen: list[tuple[int, Row, int]],
+    source_roots: dict[str, str],
+    verdict: Verdict,
+) -> None:
+    tokenizers = {name: open_stream_tokenizer(root, name, snapshot) for name, snapshot in streams.items()}
+    rates = {tokenizer.spec.sample_rate for tokenizer in tokenizers.values()}
+    for shard, members in _by_shard(chosen):
+        stored = {
+            name: codes for name, snapshot in streams.items() if (codes := _try_read(root, snapshot, shard)) is not None
+        }
+        for row, place in members:
+            result = next(read_segments([row], rates, source_roots))
+            if isinstance(result, AudioError):
+                for name, codes in stored.items():
+                    if codes.errors[place] is None:
+                        verdict.blame(f"stream {name}, segment {row['id']}: its audio cannot be read now ({result})")
+                continue
+            verdict.tokenized_again += 1
+            again = encode_segment(result, {name: tokenizers[name] for name in stored})
+            for name, codes in stored.items():
+                _compare(name, row, codes.codes(place), again[name], verdict)
+
+
+def _compare(name: str, row: Row, stored_KT: Any, again_KT: torch.Tensor, verdict: Verdict) -> None:
+    if stored_KT is None or stored_KT.shape != tuple(again_KT.shape):
+        verdict.blame(f"stream {name}, segment {row['id']}: tokenized alone it has codes of another shape")
+        return
+    different = int((stored_KT != again_KT.numpy()).sum())
+    verdict.codes_compared += int(np.prod(stored_KT.shape))
+    verdict.codes_different += different
+    if different:
+        verdict.blame(f"stream {name}, segment {row['id']}: {different} codes differ when it is tokenized alone")
+
+
+def _by_shard(chosen: list[tuple[int, Row, int]]) -> Iterator[tuple[int, list[tuple[Row, int]]]]:
+    shards: dict[int, list[tuple[Row, int]]] = {}
+    for _, row, place in chosen:
+        shards.setdefault(row["shard"], []).append((row, place))
+    yield from sorted(shards.items())
+
+
+def _try_read(root: Root, snapshot: Snapshot, shard: int) -> ShardCodes | None:
+    try:
+        return read_codes(root, snapshot, shard) if shard in snapshot.files else None
+    except CorruptFile:
+        return None  # blamed already
+
+
+def _hash(seed: int, segment: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{segment}".encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,73 @@
+"""A shard of a stream read back: flat arrays of codes, one view per segment."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ..tokenizers.spec import StreamSpec, UserError
+from .parquet import read_parquet
+from .root import Root
+from .schema import code_columns, stream_schema
+from .table import Snapshot, read_snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCodes:
+    """Rows of one shard in the order of the corpus. `books[k]` holds (values, offsets) of codebook k."""
+
+    ids: list[str]
+    num_frames: list[int | None]
+    errors: list[str | None]
+    error_messages: list[str | None]
+    books: list[tuple[NDArray[np.integer], NDArray[np.int32]]]
+
+    def codes(self, row: int) -> NDArray[np.integer] | None:
+        """Codes `[K, T]` of a row, or None where it has an error."""
+        if self.errors[row] is not None:
+            return None
+        return np.stack([values[offsets[row] : offsets[row + 1]] for values, offsets in self.books])
+
+
+def stream_folder(name: str) -> str:
+    return f"streams/{name}"
+
+
+def stream_spec(snapshot: Snapshot) -> StreamSpec:
+    return StreamSpec.from_json(snapshot.metadata["spec"])
+
+
+def list_streams(root: Root) -> list[str]:
+    return [name for name in root.list("streams") if root.exists(f"streams/{name}/_delta_log")]
+
+
+def open_stream(root: Root, name: str, *, version: int | None = None) -> Snapshot:
+    """A stream's snapshot, the newest if no version is given. Raises `UserError` if there is no such stream."""
+    snapshot = read_snapshot(root, stream_folder(name), version=version)
+    if snapshot is None:
+        there = ", ".join(list_streams(root)) or "none yet; make some with `wavemill tokenize`"
+        raise UserError(f"There is no stream {name!r} in {root} (there are: {there}).")
+    return snapshot
+
+
+def read_codes(root: Root, snapshot: Snapshot, shard: int, *, num_codebooks: int | None = None) -> ShardCodes:
+    """One shard's rows with the first `num_codebooks` codebooks (all by default); other columns are not read."""
+    spec = stream_spec(snapshot)
+    books = code_columns(spec.num_codebooks if num_codebooks is None else num_codebooks)
+    columns = ["id", "num_frames", "error", "error_message", *books]
+    table = read_parquet(root, snapshot.path(shard), schema=stream_schema(spec), columns=columns)
+    return ShardCodes(
+        ids=table["id"].to_pylist(),
+        num_frames=table["num_frames"].to_pylist(),
+        errors=table["error"].to_pylist(),
+        error_messages=table["error_message"].to_pylist(),
+        books=[_flat(table[name]) for name in books],
+    )
+
+
+def _flat(column: pa.ChunkedArray) -> tuple[NDArray[np.integer], NDArray[np.int32]]:
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # no rows at all
+        array = pa.array([], type=column.type)
+    return array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy()
