@@ -36,7 +36,7 @@ AUDIO_SUFFIXES = frozenset(
     for line in (
         "wav wave rf64 w64 flac aif aiff aifc au snd caf sph",
         "mp1 mp2 mp3 ogg oga opus spx m4a mp4 aac webm mka",
-        "wma ape wv tta amr ac3 gsm raw pcm",
+        "wma asf ape wv tta amr ac3 gsm raw pcm",
     )
     for suffix in line.split()
 )

@@ -1,5 +1,6 @@
 """Fits codebooks with FAISS: the only file that knows it."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +46,9 @@ def fit_residual(
             min_points_per_centroid=1,
             max_points_per_centroid=num,  # every sampled frame counts
         )
+        faiss.omp_set_num_threads(os.cpu_count() or 1)  # the centroids are the same with any number
         kmeans.train(residual_ND)
+        faiss.omp_set_num_threads(1)  # the OpenMP that encoding runs on is shared
         centroids_QCD[stage] = kmeans.centroids
         quantizer = ResidualQuantizer(torch.from_numpy(centroids_QCD[stage : stage + 1]))
         frames = torch.from_numpy(residual_ND)
