@@ -38,6 +38,7 @@ DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 def main() -> None:
     """Run the command line: exit status 0 done, 1 the run or the data failed, 2 a mistake, 130 interrupted."""
+    signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
@@ -45,7 +46,7 @@ def main() -> None:
         _fail(error, status=2)
     except RunFailed as error:
         _fail(error, status=1)
-    except KeyboardInterrupt:
+    except _Interrupted:
         _say("Stopped. What was committed stays; the same command goes on from there.")
         sys.exit(130)
     except BrokenPipeError:
@@ -529,8 +530,12 @@ def _fail(error: Exception | str, *, status: int) -> NoReturn:
     sys.exit(status)
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C or SIGTERM. Not KeyboardInterrupt, for which Typer has words of its own."""
+
+
 def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    raise _Interrupted
 
 
 if __name__ == "__main__":

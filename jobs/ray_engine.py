@@ -1,6 +1,7 @@
 """Workers as Ray actors: the only file that knows Ray. Ray moves shards; workers move audio."""
 
 import atexit
+import contextlib
 import logging
 import os
 import secrets
@@ -22,20 +23,24 @@ _OBJECT_STORE_BYTES = 100 * 1024 * 1024  # receipts only: no audio goes through 
 
 
 @cache
-def _use_private_token() -> None:
-    """Give clusters that this process starts a token which only this user can read, for as long as it lives.
+def _prepare_own_cluster() -> None:
+    """Settings for clusters that this process starts: no usage reports, and a token that only this user can read,
+    where Ray's own would be world-readable.
 
-    Ray reads these settings when it is imported and keeps the token, so this comes first and once. Left alone, Ray
-    would write its token world-readable. A token of the user's own is respected.
+    Ray reads settings when it is imported and keeps the token, so this comes first and once. A token of the user's
+    own is respected.
     """
-    if "ray" in sys.modules or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+    if "ray" in sys.modules:
+        return
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
     folder = tempfile.mkdtemp(prefix="wavemill-ray-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = os.path.join(folder, "token")
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=path, RAY_USAGE_STATS_ENABLED="0")
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=path)
 
 
 @dataclass(slots=True)
@@ -51,19 +56,21 @@ class RayEngine:
 
     def __init__(self, *, address: str | None, num_workers: int | None) -> None:
         if address is None:
-            _use_private_token()
+            _prepare_own_cluster()
         import ray
         import ray.exceptions
 
         self._ray: Any = ray
         self._address = address
         self._num_workers = num_workers
+        self._quiet = contextlib.ExitStack()
         self._slots: list[_Slot] = []
         self._work_ref: Any = None
         self._actor_class: Any = None
 
     def start(self, work: Work) -> WorkerAbout:
         ray = self._ray
+        self._quiet.enter_context(contextlib.redirect_stdout(sys.stderr))  # Ray tells of dead workers on stdout
         self._connect()
         resources = ray.cluster_resources()
         on_gpu = work.device.startswith("cuda")
@@ -112,6 +119,10 @@ class RayEngine:
                     report = self._get(done)
                 except self._ray.exceptions.RayActorError:
                     attempts[task.shard] += 1
+                    print(
+                        f"a worker died on shard {task.shard} (time {attempts[task.shard]} of {_ATTEMPTS})",
+                        file=sys.stderr,
+                    )
                     if attempts[task.shard] < _ATTEMPTS:
                         queue.append(task)
                     else:
@@ -131,6 +142,7 @@ class RayEngine:
     def close(self) -> None:
         self._slots = []
         self._ray.shutdown()
+        self._quiet.close()
 
     def _connect(self) -> None:
         ray = self._ray

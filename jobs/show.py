@@ -1,4 +1,4 @@
-"""Tables for people: what `corpus show`, `inspect` and `quarantine` print without --json."""
+"""For people: what `corpus show`, `inspect` and `quarantine` print without --json."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -67,25 +67,15 @@ _STREAM_FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def show_quarantine(rows: list[dict[str, Any]], *, limit: int) -> None:
-    """Print rows with errors, with the counts by class below."""
+    """Print rows with errors, two lines each, with the counts by class below."""
     if not rows:
-        Console().print("No errors: nothing is quarantined.")
+        print("No errors: nothing is quarantined.")
         return
-    table = Table(title="quarantine")
-    for title in ("id", "recording", "class", "why", "found in"):
-        table.add_column(title, overflow="fold")
     for row in rows[:limit]:
-        found_in = ", ".join(row["found_in"])
-        table.add_row(
-            row["id"],
-            Text(_safe(f"{row['source']}/{row['path']}")),
-            row["error"],
-            Text(_safe(row["error_message"])),
-            found_in,
-        )
-    Console().print(table)
+        print(f"{row['id']}  {_safe(row['source'])}/{_safe(row['path'])}")
+        print(f"    {row['error']}: {_safe(row['error_message'])} (found in {', '.join(row['found_in'])})")
     shown = f" (the first {limit:,} shown)" if len(rows) > limit else ""
-    Console().print(Text(f"{len(rows):,} segments{shown}: {_counts(Counter(row['error'] for row in rows))}"))
+    print(f"{len(rows):,} segments{shown}: {_counts(Counter(row['error'] for row in rows))}")
 
 
 def _counts(counts: dict[str, int]) -> str:

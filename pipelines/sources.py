@@ -4,7 +4,7 @@ import glob
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def open_source(argument: str, *, exclude: str) -> Source:
         source = Source(name or _name_of(root), root, iter(()))
         for _ in _walk(root, "", exclude):  # a folder that cannot be listed is told before anything is done
             pass
-        source.entries = _folder_entries(source, exclude)
+        source.entries = _audio_entries(source, _walk(root, "", exclude))
         return source
     if root.endswith(_MANIFEST_SUFFIXES):
         for _ in _manifest_entries(root):  # a mistake in the last line is told before the first one is worked on
@@ -99,12 +99,14 @@ def _glob_source(name: str, pattern: str) -> Source:
     )
     if not paths:
         raise UserError(f"The glob {pattern!r} matches no file. (Quote it, and use ** for folders at any depth.)")
-    return Source(name or _name_of(root), root, (Entry(path=path) for path in paths))
+    source = Source(name or _name_of(root), root, iter(()))
+    source.entries = _audio_entries(source, paths)
+    return source
 
 
-def _folder_entries(source: Source, exclude: str) -> Iterator[Entry]:
-    """Audio files of a tree in the order of their paths. What is not audio, by name and by content, is counted."""
-    for path in _walk(source.root, "", exclude):
+def _audio_entries(source: Source, paths: Iterable[str]) -> Iterator[Entry]:
+    """Audio files in the order of their paths. What is not audio, by name and by content, is counted."""
+    for path in paths:
         suffix = os.path.splitext(path)[1].lower()
         if suffix in AUDIO_SUFFIXES or is_audio(os.path.join(source.root, path)):
             yield Entry(path=path)

@@ -1,0 +1,87 @@
+"""What tests share: the shipped samples, a small finished dataset, the optional recordings beside the repository."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from wavemill.jobs.codebook import FitOptions, fit_codebook
+from wavemill.jobs.corpus import build_corpus
+from wavemill.jobs.demo import LEFT_OUT, SAMPLES
+from wavemill.jobs.engine import InlineEngine
+from wavemill.jobs.tokenize import TokenizeOptions, tokenize
+from wavemill.pipelines.corpus import CorpusPolicy
+from wavemill.pipelines.tokenize import StreamConfig
+from wavemill.storage.root import Root
+
+REPO = Path(__file__).resolve().parents[1]
+SHARED = REPO.parent / "shared" / "data" / "dev"
+
+SEMANTIC = StreamConfig(name="semantic", tokenizer="mfcc-kmeans", codebook="mfcc-kmeans")
+ACOUSTIC = StreamConfig(name="acoustic", tokenizer="mel-rvq", codebook="mel-rvq")
+STREAMS = (SEMANTIC, ACOUSTIC)
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """The speech and the broken files that ship with wavemill."""
+    return SAMPLES
+
+
+@pytest.fixture(scope="session")
+def dev_recordings() -> Path:
+    """Real recordings beside the repository; tests that need them are skipped elsewhere."""
+    if not (SHARED / "MANIFEST.csv").exists():
+        pytest.skip("needs the development recordings, which are not beside this clone")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def fitted_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with the samples' corpus in ten shards and small codebooks, but no streams. Copy it to change it."""
+    path = tmp_path_factory.mktemp("fitted") / "root"
+    root = Root(path)
+    sources = [f"speech={SAMPLES / 'manifest.jsonl'}", f"broken={SAMPLES / 'broken'}"]
+    build_corpus(root, sources, CorpusPolicy(), shard_hours=0.009)
+    fit_codebook(root, "mfcc-kmeans", FitOptions(leave_out_speakers=LEFT_OUT))
+    fit_codebook(root, "mel-rvq", FitOptions(size=64, leave_out_speakers=LEFT_OUT))
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished_root(fitted_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`fitted_root` with both streams made inline: the undisturbed run. Copy it to change it."""
+    path = tmp_path_factory.mktemp("finished") / "root"
+    shutil.copytree(fitted_root, path)
+    tokenize(Root(path), STREAMS, InlineEngine, TokenizeOptions())
+    return path
+
+
+@pytest.fixture
+def copy_root(tmp_path: Path) -> Callable[[Path], Path]:
+    """Copies a root into the test's own folder."""
+
+    def copy(root: Path) -> Path:
+        target = tmp_path / f"root-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(root, target)
+        return target
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def wavemill() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command line in a process of its own."""
+
+    def run(
+        *arguments: str | Path, env: dict[str, str] | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "wavemill.jobs.cli", *map(str, arguments)]
+        return subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, **(env or {})}, timeout=timeout, check=False
+        )
+
+    return run

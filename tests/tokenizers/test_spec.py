@@ -1,0 +1,103 @@
+"""The clock and alphabet of a stream: frames counted one by one, exact rates, a round trip through JSON."""
+
+import json
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wavemill.tokenizers.spec import FrameRule, StreamSpec, num_frames
+
+
+def make_spec(
+    frame_rule: FrameRule, *, hop_length: int = 320, window_length: int = 400, sample_rate: int = 16_000
+) -> StreamSpec:
+    return StreamSpec(
+        tokenizer="toy",
+        sample_rate=sample_rate,
+        decode_sample_rate=24_000,
+        hop_length=hop_length,
+        window_length=window_length,
+        frame_rule=frame_rule,
+        num_codebooks=8,
+        codebook_size=1024,
+    )
+
+
+def count_whole_windows(num_samples: int, hop_length: int, window_length: int) -> int:
+    """Slide the window a hop at a time for as long as it lies inside the samples."""
+    count = begin = 0
+    while begin + window_length <= num_samples:
+        count += 1
+        begin += hop_length
+    return count
+
+
+def count_begun_hops(num_samples: int, hop_length: int) -> int:
+    """Take hops until no sample is left; the last one may be short."""
+    count = 0
+    while num_samples > 0:
+        count += 1
+        num_samples -= hop_length
+    return count
+
+
+hops = st.integers(1, 700)
+windows = st.integers(1, 900)
+lengths = st.integers(0, 5_000)
+
+
+@given(lengths, hops, windows)
+def test_the_floor_rule_counts_whole_windows(num_samples: int, hop_length: int, window_length: int) -> None:
+    spec = make_spec(FrameRule.FLOOR, hop_length=hop_length, window_length=window_length)
+    assert num_frames(num_samples, spec) == count_whole_windows(num_samples, hop_length, window_length)
+
+
+@given(lengths, hops, windows)
+def test_the_ceil_rule_counts_every_hop_that_has_a_sample(num_samples: int, hop_length: int, window_length: int) -> None:
+    spec = make_spec(FrameRule.CEIL, hop_length=hop_length, window_length=window_length)
+    assert num_frames(num_samples, spec) == count_begun_hops(num_samples, hop_length)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "floor", "ceil"),
+    [(0, 0, 0), (1, 0, 1), (320, 0, 1), (321, 0, 2), (399, 0, 2), (400, 1, 2), (719, 1, 3), (720, 2, 3), (16_000, 49, 50)],
+)
+def test_frames_at_the_edges_are_those_of_hubert_and_of_the_codecs(num_samples: int, floor: int, ceil: int) -> None:
+    assert num_frames(num_samples, make_spec(FrameRule.FLOOR)) == floor
+    assert num_frames(num_samples, make_spec(FrameRule.CEIL)) == ceil
+
+
+@given(st.integers(2**53, 2**62))
+def test_frames_are_exact_where_a_float_of_seconds_is_not(num_samples: int) -> None:
+    frames = num_frames(num_samples, make_spec(FrameRule.CEIL))
+    assert (frames - 1) * 320 < num_samples <= frames * 320
+    frames = num_frames(num_samples, make_spec(FrameRule.FLOOR))
+    assert (frames - 1) * 320 + 400 <= num_samples < frames * 320 + 400
+
+
+def test_the_frame_rate_is_an_exact_fraction() -> None:
+    assert make_spec(FrameRule.FLOOR).frame_rate == 50
+    dac = make_spec(FrameRule.CEIL, hop_length=512, sample_rate=44_100)
+    assert dac.frame_rate == Fraction(44_100, 512)
+    assert dac.frame_rate * 512 == 44_100
+    third = make_spec(FrameRule.CEIL, hop_length=3, sample_rate=1)
+    assert third.frame_rate * 3 == 1
+
+
+@given(st.sampled_from(FrameRule), st.integers(1, 2**31), st.integers(1, 2**31))
+def test_a_spec_survives_json(frame_rule: FrameRule, hop_length: int, window_length: int) -> None:
+    spec = make_spec(frame_rule, hop_length=hop_length, window_length=window_length)
+    again = StreamSpec.from_json(json.loads(json.dumps(spec.to_json())))
+    assert again == spec
+    assert again.frame_rule is frame_rule  # an enum member again, so that `num_frames` takes the same branch
+    assert num_frames(10_000, again) == num_frames(10_000, spec)
+
+
+def test_a_spec_with_an_unknown_rule_or_field_is_refused() -> None:
+    fields = make_spec(FrameRule.CEIL).to_json()
+    with pytest.raises(ValueError, match="round"):
+        StreamSpec.from_json({**fields, "frame_rule": "round"})
+    with pytest.raises(TypeError, match="frame_rate"):
+        StreamSpec.from_json({**fields, "frame_rate": 50})
