@@ -55,14 +55,26 @@ def test_the_floor_rule_counts_whole_windows(num_samples: int, hop_length: int, 
 
 
 @given(lengths, hops, windows)
-def test_the_ceil_rule_counts_every_hop_that_has_a_sample(num_samples: int, hop_length: int, window_length: int) -> None:
+def test_the_ceil_rule_counts_every_hop_that_has_a_sample(
+    num_samples: int, hop_length: int, window_length: int
+) -> None:
     spec = make_spec(FrameRule.CEIL, hop_length=hop_length, window_length=window_length)
     assert num_frames(num_samples, spec) == count_begun_hops(num_samples, hop_length)
 
 
 @pytest.mark.parametrize(
     ("num_samples", "floor", "ceil"),
-    [(0, 0, 0), (1, 0, 1), (320, 0, 1), (321, 0, 2), (399, 0, 2), (400, 1, 2), (719, 1, 3), (720, 2, 3), (16_000, 49, 50)],
+    [
+        (0, 0, 0),
+        (1, 0, 1),
+        (320, 0, 1),
+        (321, 0, 2),
+        (399, 0, 2),
+        (400, 1, 2),
+        (719, 1, 3),
+        (720, 2, 3),
+        (16_000, 49, 50),
+    ],
 )
 def test_frames_at_the_edges_are_those_of_hubert_and_of_the_codecs(num_samples: int, floor: int, ceil: int) -> None:
     assert num_frames(num_samples, make_spec(FrameRule.FLOOR)) == floor

@@ -1,0 +1,101 @@
+"""What the tokens are worth on speakers the codebooks never heard: more codebooks, closer sound."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import LEFT_OUT
+from pystoi import stoi
+from wavemill.pipelines.audio import Span, probe, read_spans
+from wavemill.storage.parquet import read_parquet
+from wavemill.storage.root import Root
+from wavemill.storage.schema import CORPUS_SCHEMA
+from wavemill.storage.table import read_snapshot
+from wavemill.tokenizers.fit import fit_residual
+from wavemill.tokenizers.mel import MelFeatures
+from wavemill.tokenizers.quantize import ResidualQuantizer
+
+RATE = 16_000
+BOOKS = (1, 2, 4, 8)
+
+
+def waveform(path: Path) -> torch.Tensor:
+    header = probe(str(path))
+    spans = [Span(0, header.num_samples)]
+    found = next(
+        read_spans(
+            str(path), format_name=header.format.name, size_bytes=header.size_bytes, spans=spans, sample_rates=[RATE]
+        )
+    )
+    assert isinstance(found, dict)
+    return found[RATE]
+
+
+def rate_quality(fit: Sequence[Path], heard: Sequence[Path], *, size: int) -> tuple[list[float], list[float]]:
+    """Mean STOI and mean log-mel distance of `heard`, decoded with 1, 2, 4 and 8 codebooks fitted on `fit`."""
+    features = MelFeatures()
+    frames_ND = torch.cat([features.extract(waveform(path)) for path in fit]).numpy()
+    centroids_QCD, _ = fit_residual(frames_ND, num_codebooks=8, size=size, seed=0)
+    quantizer = ResidualQuantizer(centroids_QCD)
+    scores, distances = np.zeros((len(heard), len(BOOKS))), np.zeros((len(heard), len(BOOKS)))
+    for row, path in enumerate(heard):
+        original_N = waveform(path)
+        mel_TD = features.extract(original_N)
+        codes_QT = quantizer.encode(mel_TD)
+        for column, books in enumerate(BOOKS):
+            decoded_TD = quantizer.decode(codes_QT[:books])
+            sound_N = features.synthesize(decoded_TD)[: original_N.shape[0]]
+            scores[row, column] = stoi(original_N.numpy(), sound_N.numpy(), RATE)
+            distances[row, column] = (mel_TD - decoded_TD).abs().mean()
+    print(f"STOI {scores.mean(axis=0).round(3)}, log-mel distance {distances.mean(axis=0).round(3)} at {BOOKS}")
+    return list(scores.mean(axis=0)), list(distances.mean(axis=0))
+
+
+def test_each_codebook_brings_unseen_synthetic_speakers_closer(samples: Path, fitted_root: Path):
+    root = Root(fitted_root)
+    corpus = read_snapshot(root, "corpus")
+    assert corpus is not None
+    rows = [
+        row
+        for shard in corpus.files
+        for row in read_parquet(root, corpus.path(shard), schema=CORPUS_SCHEMA).to_pylist()
+    ]
+    speech = [row for row in rows if row["speaker"]]
+    fit = [samples / row["path"] for row in speech if row["speaker"] not in LEFT_OUT]
+    heard = [samples / row["path"] for row in speech if row["speaker"] in LEFT_OUT][::6]
+    scores, distances = rate_quality(fit, heard, size=128)
+    assert scores == sorted(scores)
+    assert distances == sorted(distances, reverse=True)
+    assert scores[-1] >= 0.75
+
+
+def test_each_codebook_brings_unseen_people_closer_up_to_a_stoi_of_080(dev_recordings: Path):
+    with (dev_recordings / "MANIFEST.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["kind"] == "ordinary"]
+    reading = [row for row in rows if row["file"].startswith("librispeech") or row["file"].startswith("vctk")]
+    speakers = sorted({row["speaker"] for row in reading})
+    left_out = set(speakers[::5])
+    assert len(left_out) >= 5
+    fit = [dev_recordings / row["file"] for row in reading if row["speaker"] not in left_out]
+    heard = [dev_recordings / row["file"] for row in reading if row["speaker"] in left_out][:10]
+    scores, distances = rate_quality(fit, heard, size=256)
+    assert scores == sorted(scores)
+    assert distances == sorted(distances, reverse=True)
+    assert scores[-1] >= 0.80
+
+
+@pytest.mark.slow
+def test_the_default_codebook_reaches_a_stoi_of_080_on_unseen_people(dev_recordings: Path):
+    with (dev_recordings / "MANIFEST.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["kind"] == "ordinary"]
+    reading = [row for row in rows if row["file"].split("/")[0] in ("librispeech_train_clean", "vctk", "ljspeech")]
+    left_out = set(sorted({row["speaker"] for row in reading})[::5])
+    fit = [dev_recordings / row["file"] for row in reading if row["speaker"] not in left_out]
+    heard = [dev_recordings / row["file"] for row in reading if row["speaker"] in left_out]
+    scores, distances = rate_quality(fit, heard, size=1024)
+    assert scores == sorted(scores)
+    assert distances == sorted(distances, reverse=True)
+    assert scores[-1] >= 0.80
