@@ -42,7 +42,7 @@ def rate_quality(fit: Sequence[Path], heard: Sequence[Path], *, size: int) -> tu
     quantizer = ResidualQuantizer(centroids_QCD)
     scores, distances = np.zeros((len(heard), len(BOOKS))), np.zeros((len(heard), len(BOOKS)))
     for row, path in enumerate(heard):
-        original_N = waveform(path)
+        original_N = waveform(path)[: 5 * RATE]
         mel_TD = features.extract(original_N)
         codes_QT = quantizer.encode(mel_TD)
         for column, books in enumerate(BOOKS):
@@ -66,10 +66,10 @@ def test_each_codebook_brings_unseen_synthetic_speakers_closer(samples: Path, fi
     speech = [row for row in rows if row["speaker"]]
     fit = [samples / row["path"] for row in speech if row["speaker"] not in LEFT_OUT]
     heard = [samples / row["path"] for row in speech if row["speaker"] in LEFT_OUT][::6]
-    scores, distances = rate_quality(fit, heard, size=128)
+    scores, distances = rate_quality(fit, heard, size=256)
     assert scores == sorted(scores)
     assert distances == sorted(distances, reverse=True)
-    assert scores[-1] >= 0.75
+    assert scores[-1] >= 0.80
 
 
 def test_each_codebook_brings_unseen_people_closer_up_to_a_stoi_of_080(dev_recordings: Path):
@@ -80,7 +80,7 @@ def test_each_codebook_brings_unseen_people_closer_up_to_a_stoi_of_080(dev_recor
     left_out = set(speakers[::5])
     assert len(left_out) >= 5
     fit = [dev_recordings / row["file"] for row in reading if row["speaker"] not in left_out]
-    heard = [dev_recordings / row["file"] for row in reading if row["speaker"] in left_out][:10]
+    heard = [dev_recordings / row["file"] for row in reading if row["speaker"] in left_out][:8]
     scores, distances = rate_quality(fit, heard, size=256)
     assert scores == sorted(scores)
     assert distances == sorted(distances, reverse=True)

@@ -1,0 +1,171 @@
+"""Residual quantization against a naive search in float64.
+
+Axes: N frames, D dimensions, C centroids, Q stages.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wavemill.tokenizers.codebook import Codebook
+from wavemill.tokenizers.quantize import BLOCK_FRAMES, ResidualQuantizer
+from wavemill.tokenizers.tokenizer import load_features
+
+NEAR_TIE = 1e-5  # of the squared distance: below it, float32 may choose either
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed))
+
+
+def gaps_where_codes_first_differ(frames_ND: Tensor, centroids_QCD: Tensor, codes_QN: Tensor) -> list[float]:
+    """How much further, relatively, the chosen centroid is than the nearest, at the first stage that is not nearest.
+
+    One number for each frame that differs anywhere from the search in float64 over explicit differences.
+    """
+    gaps = []
+    residual_ND = frames_ND.numpy().astype(np.float64)
+    alike_N = np.ones(len(residual_ND), dtype=bool)
+    for centroids_CD, codes_N in zip(centroids_QCD.numpy().astype(np.float64), codes_QN.numpy(), strict=True):
+        distances_NC = squared_distances(residual_ND, centroids_CD)
+        nearest_N = distances_NC.argmin(axis=1)
+        for frame in np.flatnonzero(alike_N & (nearest_N != codes_N)):
+            nearest, chosen = distances_NC[frame, [nearest_N[frame], codes_N[frame]]]
+            gaps.append(float((chosen - nearest) / nearest) if nearest else float("inf"))
+            alike_N[frame] = False
+        residual_ND = residual_ND - centroids_CD[codes_N]
+    return gaps
+
+
+def squared_distances(frames_ND: NDArray[np.float64], centroids_CD: NDArray[np.float64]) -> NDArray[np.float64]:
+    blocks = np.array_split(frames_ND, max(1, len(frames_ND) * len(centroids_CD) // 100_000))
+    return np.concatenate([np.square(block[:, None] - centroids_CD).sum(axis=2) for block in blocks])
+
+
+def speech_features(samples: Path, tokenizer: str, *, gain: float = 1.0) -> Tensor:
+    """Features of a sample as a recorder of that gain would have it: 16 bits with dither."""
+    sound, sample_rate = soundfile.read(samples / "speech" / "de_jonas_01.flac", dtype="float64")
+    assert sample_rate == 16_000
+    rng = np.random.default_rng(0)
+    dither = rng.random(len(sound)) - rng.random(len(sound))
+    recorded = np.round(sound * gain * 32_768 + dither) / 32_768
+    return load_features(tokenizer).extract(torch.from_numpy(recorded.astype(np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("num_stages", "size", "dim"), [(1, 100, 39), (8, 64, 160), (4, 37, 7), (2, 1000, 16), (3, 1, 5), (2, 2, 1)]
+)
+def test_codes_are_the_nearest_centroids_but_for_near_ties(num_stages: int, size: int, dim: int) -> None:
+    frames_ND = normal(1_500, dim, seed=size)
+    centroids_QCD = normal(num_stages, size, dim, seed=size + 1) / torch.arange(1, num_stages + 1)[:, None, None]
+    codes_QN = ResidualQuantizer(centroids_QCD).encode(frames_ND)
+    assert codes_QN.dtype == torch.int64
+    gaps = gaps_where_codes_first_differ(frames_ND, centroids_QCD, codes_QN)
+    assert max(gaps, default=0.0) < NEAR_TIE
+    assert len(gaps) <= 2, "near-ties are rare"
+
+
+@pytest.mark.parametrize("tokenizer", ["mfcc-kmeans", "mel-rvq"])
+def test_codes_of_speech_are_the_nearest_centroids_of_its_codebook(
+    samples: Path, fitted_root: Path, tokenizer: str
+) -> None:
+    content = (fitted_root / "codebooks" / f"{tokenizer}.safetensors").read_bytes()
+    centroids_QCD = Codebook.from_bytes(content, name=tokenizer).centroids_QCD
+    frames_ND = speech_features(samples, tokenizer)
+    gaps = gaps_where_codes_first_differ(frames_ND, centroids_QCD, ResidualQuantizer(centroids_QCD).encode(frames_ND))
+    assert max(gaps, default=0.0) < NEAR_TIE
+    assert len(gaps) <= 2, "near-ties are rare"
+
+
+@pytest.mark.parametrize("gain", [1.0, 1e-2, 1e-4])
+def test_codes_of_quiet_speech_are_the_nearest_centroids_too(samples: Path, gain: float) -> None:
+    # log-mel frames of quiet sound are long vectors, |x|^2 about 21,000, a squared distance of a few apart
+    frames_ND = speech_features(samples, "mel-rvq", gain=gain)
+    chosen_C = torch.randperm(len(frames_ND), generator=generator(4))[:64]
+    centroids_QCD = frames_ND[chosen_C][None] + 0.05 * normal(1, 64, 160, seed=5)
+    gaps = gaps_where_codes_first_differ(frames_ND, centroids_QCD, ResidualQuantizer(centroids_QCD).encode(frames_ND))
+    assert max(gaps, default=0.0) < NEAR_TIE
+
+
+@pytest.mark.parametrize(("size", "dim"), [(2, 3), (37, 7), (100, 39), (513, 33), (1024, 160)])
+def test_ties_go_to_the_lowest_index(size: int, dim: int) -> None:
+    distinct = (size + 1) // 2
+    centroids_CD = normal(distinct, dim, seed=size)
+    repeats = torch.randint(0, distinct, (size - distinct,), generator=generator(size))
+    quantizer = ResidualQuantizer(torch.cat([centroids_CD, centroids_CD[repeats]])[None])
+    assert quantizer.encode(normal(1_000, dim, seed=size + 1)).max() < distinct
+    assert torch.equal(quantizer.encode(centroids_CD[repeats])[0], repeats)
+
+
+def test_a_frame_halfway_between_two_centroids_takes_the_first() -> None:
+    centroids_QCD = torch.tensor([[[9.0, 9.0], [0.0, 1.0], [0.0, -1.0], [1.0, 0.0], [-1.0, 0.0]]])
+    assert ResidualQuantizer(centroids_QCD).encode(torch.zeros(3, 2)).tolist() == [[1, 1, 1]]
+
+
+def test_decoding_sums_the_centroids_of_the_stages_given() -> None:
+    centroids_QCD = normal(5, 32, 11, seed=1)
+    codes_QN = torch.randint(0, 32, (5, 700), generator=generator(2))
+    quantizer = ResidualQuantizer(centroids_QCD)
+    for num_stages in range(1, 6):
+        expected_ND = np.zeros((700, 11))
+        for stage in range(num_stages):
+            expected_ND += centroids_QCD[stage].numpy().astype(np.float64)[codes_QN[stage].numpy()]
+        decoded_ND = quantizer.decode(codes_QN[:num_stages])
+        np.testing.assert_allclose(decoded_ND.numpy(), expected_ND, rtol=1e-5, atol=1e-5)
+
+
+def test_every_further_codebook_brings_speech_closer(samples: Path, fitted_root: Path) -> None:
+    content = (fitted_root / "codebooks" / "mel-rvq.safetensors").read_bytes()
+    quantizer = ResidualQuantizer(Codebook.from_bytes(content, name="mel-rvq").centroids_QCD)
+    frames_ND = speech_features(samples, "mel-rvq")
+    codes_QN = quantizer.encode(frames_ND)
+    errors = [float((quantizer.decode(codes_QN[:count]) - frames_ND).square().mean()) for count in range(1, 9)]
+    assert errors == sorted(errors, reverse=True)
+    assert len(set(errors)) == 8
+    assert errors[7] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize(("size", "dim"), [(100, 39), (64, 160), (37, 7)])
+def test_codes_do_not_depend_on_where_frames_or_centroids_lie_in_memory(size: int, dim: int) -> None:
+    frames_ND = normal(600, dim, seed=1)
+    centroids_QCD = normal(3, size, dim, seed=2)
+    expected_QN = ResidualQuantizer(centroids_QCD).encode(frames_ND)
+    for offset in (1, 2, 3, 5, 13):
+        larger = normal(600 + 2 * offset, dim + 1, seed=3)
+        larger[offset : offset + 600, 1:] = frames_ND
+        assert torch.equal(ResidualQuantizer(centroids_QCD).encode(larger[offset : offset + 600, 1:]), expected_QN)
+        moved = torch.empty(offset + centroids_QCD.numel())[offset:].view_as(centroids_QCD).copy_(centroids_QCD)
+        assert torch.equal(ResidualQuantizer(moved).encode(frames_ND), expected_QN)
+    transposed = frames_ND.t().contiguous().t()
+    assert torch.equal(ResidualQuantizer(centroids_QCD).encode(transposed), expected_QN)
+
+
+def test_frames_of_whole_blocks_do_not_feel_what_follows() -> None:
+    frames_ND = normal(3 * BLOCK_FRAMES + 17, 39, seed=1)
+    quantizer = ResidualQuantizer(normal(2, 100, 39, seed=2))
+    codes_QN = quantizer.encode(frames_ND)
+    for count in (BLOCK_FRAMES, 2 * BLOCK_FRAMES, 3 * BLOCK_FRAMES):
+        assert torch.equal(quantizer.encode(frames_ND[:count]), codes_QN[:, :count])
+
+
+def test_encoding_leaves_the_frames_as_they_were() -> None:
+    frames_ND = normal(300, 8, seed=1)
+    before = frames_ND.clone()
+    ResidualQuantizer(normal(2, 10, 8, seed=2)).encode(frames_ND)
+    assert torch.equal(frames_ND, before)
+
+
+def test_no_frames_give_no_codes_and_no_codes_no_frames() -> None:
+    quantizer = ResidualQuantizer(normal(4, 10, 8, seed=1))
+    codes_QN = quantizer.encode(torch.empty(0, 8))
+    assert codes_QN.shape == (4, 0)
+    assert quantizer.decode(codes_QN).shape == (0, 8)
