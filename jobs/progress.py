@@ -41,6 +41,8 @@ class Progress:
     def expect(self, total_segments: int) -> None:
         """Say how many segments there are to do."""
         self._total = total_segments
+        if self._live:
+            self._live.update(Text(self.line()))
 
     def advance(self, *, segments: int, audio_s: float, errors: int) -> None:
         """Count what has been done since the last call."""

@@ -83,8 +83,10 @@ def tokenize(
     """
     corpus = open_corpus(root)
     snapshots = {stream.name: read_snapshot(root, stream.folder) for stream in streams}
+    fingerprints = {}
     for stream in streams:
         tokenizer = load_stream_tokenizer(root, stream, device="cpu")
+        fingerprints[stream.name] = tokenizer.fingerprint
         if (snapshot := snapshots[stream.name]) is not None:
             require_same_tokenizer(root, stream.name, snapshot, tokenizer)
     tasks = _tasks(corpus, streams, snapshots)
@@ -105,6 +107,13 @@ def tokenize(
     running = engine()
     try:
         about = running.start(work)
+        for name, fingerprint in fingerprints.items():
+            if about.fingerprints[name] != fingerprint:
+                part, theirs, ours = first_difference(about.fingerprints[name], fingerprint)
+                raise StreamMismatch(
+                    f"The workers make stream {name!r} with another {part} ({theirs}) than this machine ({ours}). "
+                    "Install the same wavemill everywhere, and let all machines see the same root."
+                )
         run = _Run(root, streams, snapshots, corpus, about, options)
         for report in running.run(tasks):
             failpoint("receipt-received")

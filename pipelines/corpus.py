@@ -26,6 +26,11 @@ _MAX_SHARD_SEGMENTS = 20_000
 _PROBES_AHEAD = 256
 _PROBE_THREADS = 8
 
+_KNOWN_COLUMNS = [
+    *("id", "source", "source_root", "path", "format", "size_bytes"),
+    *("sample_rate", "num_channels", "recording_samples"),
+]
+
 Row = dict[str, Any]
 
 
@@ -49,7 +54,8 @@ class Known:
     def read(cls, root: Root, snapshot: Snapshot) -> "Known":
         known = cls()
         for shard in snapshot.files:
-            for row in read_parquet(root, snapshot.path(shard), schema=CORPUS_SCHEMA).to_pylist():
+            rows = read_parquet(root, snapshot.path(shard), schema=CORPUS_SCHEMA, columns=_KNOWN_COLUMNS)
+            for row in rows.to_pylist():
                 known.add(row)
         return known
 

@@ -121,6 +121,13 @@ class Worker:
         """Tokenize one shard for the streams that lack it and write their files."""
         if self._receipts_sent:
             failpoint("receipt-sent")
+        try:
+            return self._tokenize(task)
+        except Exception as error:
+            error.add_note(f"while tokenizing shard {task.shard}")
+            raise
+
+    def _tokenize(self, task: ShardTask) -> ShardReport:
         rows = read_parquet(self._root, self._work.corpus.path(task.shard), schema=CORPUS_SCHEMA).to_pylist()
         tokenizers = {name: self._tokenizers[name] for name in task.streams}
         encoded, decode_s, encode_s = encode_rows(rows, tokenizers, self._work)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from wavemill.jobs.engine import InlineEngine
 from wavemill.jobs.tokenize import TokenizeOptions, tokenize
 from wavemill.pipelines.corpus import CorpusPolicy
 from wavemill.storage.root import Root
+from wavemill.storage.table import read_snapshot
 
 DRIVER_FAILPOINTS = [
     "shard-before-write",
@@ -49,6 +51,29 @@ def test_a_run_killed_at_a_failpoint_is_finished_by_the_same_command(
     again = tokenize(Root(root), STREAMS, InlineEngine, TokenizeOptions())
     assert again.shards == 0
     assert committed(root) == committed(finished_root)
+
+
+@pytest.mark.parametrize(
+    "failpoint", ["shard-written@2", "before-fence", "after-fence", "before-commit", "after-commit"]
+)
+def test_a_corpus_build_killed_at_a_failpoint_is_finished_by_the_same_command(
+    failpoint: str, samples: Path, tmp_path: Path
+):
+    arguments = [f"speech={samples / 'manifest.jsonl'}", f"broken={samples / 'broken'}"]
+    undisturbed = Root(tmp_path / "undisturbed")
+    build_corpus(undisturbed, arguments, CorpusPolicy(), shard_hours=0.009)
+    root = tmp_path / "root"
+    command = [sys.executable, "-m", "wavemill.jobs.cli", "corpus", "build", *arguments, "--to", str(root)]
+    env = {**os.environ, "WAVEMILL_FAILPOINTS": kill_at(failpoint)}
+    killed = subprocess.run([*command, "--shard-hours", "0.009"], env=env, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    build_corpus(Root(root), arguments, CorpusPolicy(), shard_hours=0.009)
+    ours, theirs = read_snapshot(Root(root), "corpus"), read_snapshot(undisturbed, "corpus")
+    assert ours is not None
+    assert theirs is not None
+    assert ours.files == theirs.files  # names hold the hash of the content
+    for shard in ours.files:
+        assert (root / ours.path(shard)).read_bytes() == (tmp_path / "undisturbed" / theirs.path(shard)).read_bytes()
 
 
 def test_a_run_killed_after_some_commits_does_only_the_rest(
