@@ -43,16 +43,24 @@ def parquet_bytes(table: pa.Table, *, codebook_size: int = 0) -> bytes:
 
 def shard_file_name(shard: int, content: bytes) -> str:
     """A name that says the shard and, by hash, the content: writing it twice is writing it once."""
-    return f"shard-{shard:06d}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+    return f"shard-{shard:06d}-{_content_hash(content)}.parquet"
+
+
+def _content_hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def read_parquet(root: Root, relative: str, *, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-    """Read a file of a table, checking every page. Raises `CorruptFile`, naming the file, for a bad one."""
+    """Read a file of a table, checking its hash against its name and every page against its checksum.
+
+    The hash also covers what page checksums leave out: headers and the footer. Raises `CorruptFile`, naming the file.
+    """
     names = columns if columns is not None else schema.names
     try:
-        table = pq.read_table(
-            pa.BufferReader(root.read_bytes(relative)), columns=names, page_checksum_verification=True
-        )
+        content = root.read_bytes(relative)
+        if _content_hash(content) not in relative:
+            raise pa.ArrowInvalid("its content is not what its name, which holds the content's hash, says")
+        table = pq.read_table(pa.BufferReader(content), columns=names, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise CorruptFile(
             f"{root.join(relative)} is named by its table but is not there. "

@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import deltalake
@@ -27,6 +27,8 @@ from .schema import FORMAT_VERSION
 _SHARD_FILE = re.compile(r"shard-(\d{6,})-[0-9a-f]{16}\.parquet")
 _COMMIT_ATTEMPTS = 5
 _COMMIT_ERRORS = (DeltaError, OSError)  # applied, refused or never sent: each means look, none means lost
+# by default a log older than 30 days is deleted, by delta-rs itself and by any tool that is asked to clean up
+_KEEP_HISTORY = {"delta.enableExpiredLogCleanup": "false", "delta.logRetentionDuration": "interval 36500 days"}
 _HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 
@@ -106,7 +108,7 @@ def create_table(root: Root, folder: str, *, schema: pa.Schema, metadata: dict[s
             mode="error",
             name=folder,
             description=json.dumps({"wavemill": FORMAT_VERSION, **metadata}, sort_keys=True),
-            configuration={"delta.enableExpiredLogCleanup": "false"},
+            configuration=_KEEP_HISTORY,
         )
     except DeltaError:
         if not DeltaTable.is_deltatable(root.join(folder)):
@@ -129,34 +131,40 @@ class TableWriter:
         self._folder = folder
         self._driver = uuid.uuid4().hex
         self._table = self._open()
+        _snapshot(root, folder, self._table)  # refuses what is not ours before it is touched
         self._epoch = (self._table.transaction_version(self._folder) or 0) + 1
         self._fence()
-        self.snapshot = _snapshot(root, folder, self._open())
+        self._table = self._open()
+        self.snapshot = _snapshot(root, folder, self._table)
 
     def commit(self, receipts: Iterable[Receipt]) -> None:
         """Make these shards part of the table: all of them, once. Raises `StreamTaken`."""
-        wanted = {receipt.shard: receipt for receipt in receipts if receipt.shard not in self.snapshot.files}
-        if not wanted:
-            return
+        missing = {receipt.shard: receipt for receipt in receipts if receipt.shard not in self.snapshot.files}
+        added = dict(missing)
         for attempt in range(_COMMIT_ATTEMPTS):
-            self._table = self._open()
-            self.snapshot = _snapshot(self._root, self._folder, self._table)
-            self._require_epoch()
-            missing = [receipt for shard, receipt in sorted(wanted.items()) if shard not in self.snapshot.files]
             if not missing:
-                return
+                break
+            self._table.update_incremental()
+            self._require_epoch()
+            if self._table.version() != self.snapshot.version:  # another tool was here: is it still a shard table?
+                self.snapshot = _snapshot(self._root, self._folder, self._table)
             failpoint("before-commit")
             try:
-                self._append([_add_action(receipt) for receipt in missing])
+                self._append([_add_action(receipt) for _, receipt in sorted(missing.items())])
+                missing = {}
             except _COMMIT_ERRORS:
-                # the next round looks
-                if attempt == _COMMIT_ATTEMPTS - 1:
-                    raise
                 time.sleep(0.1 * 2**attempt)
-                continue
+                self._table = self._open()
+                self._require_epoch()
+                landed = _files(self._root, self._folder, self._table)
+                missing = {shard: receipt for shard, receipt in missing.items() if shard not in landed}
+                if missing and attempt == _COMMIT_ATTEMPTS - 1:
+                    raise
             failpoint("after-commit")
-            self.snapshot = _snapshot(self._root, self._folder, self._open())
-            return
+        if added:
+            self._table.update_incremental()
+            files = dict(sorted({**self.snapshot.files, **added}.items()))
+            self.snapshot = replace(self.snapshot, version=self._table.version(), files=files)
 
     def _fence(self) -> None:
         for attempt in range(_COMMIT_ATTEMPTS):
@@ -231,19 +239,19 @@ def _files(root: Root, folder: str, table: DeltaTable) -> dict[int, Receipt]:
     files: dict[int, Receipt] = {}
     for action in sorted(actions, key=lambda action: action["path"]):
         match = _SHARD_FILE.fullmatch(action["path"])
-        if match is None or int(match[1]) in files:
+        num_rows, num_good = action.get("num_records"), action.get("null_count.error")
+        if match is None or int(match[1]) in files or num_rows is None or num_good is None:
             raise UserError(
                 f"{root.join(folder)} holds the file {action['path']!r}, which wavemill did not put there: expected "
                 "one file per shard. Was the table compacted by another tool? Restore an earlier version of it."
             )
         shard = int(match[1])
-        num_rows = action["num_records"]
         files[shard] = Receipt(
             shard=shard,
             file_name=action["path"],
             size_bytes=action["size_bytes"],
             num_rows=num_rows,
-            num_errors=num_rows - action["null_count.error"],
+            num_errors=num_rows - num_good,
         )
     return dict(sorted(files.items()))
 
