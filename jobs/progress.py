@@ -35,7 +35,7 @@ class Progress:
     ) -> None:
         if self._live:
             self._live.stop()
-        if kind is None:
+        if kind is None and self._segments and self._logged != self._last:
             print(self.line(), file=sys.stderr)
 
     def expect(self, total_segments: int) -> None:
