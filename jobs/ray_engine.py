@@ -6,8 +6,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -146,6 +148,7 @@ class RayEngine:
 
     def _connect(self) -> None:
         ray = self._ray
+        ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             ray.init(
                 address=self._address or "local",
@@ -162,6 +165,9 @@ class RayEngine:
                 f"Cannot start or reach {where}: {str(error).splitlines()[0]}. "
                 "Check the address and its token (RAY_AUTH_TOKEN_PATH), or use --engine inline."
             ) from error
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in ours.items():  # Ray puts its own in their place
+                signal.signal(number, handler)
 
     def _new_actor(self) -> Any:
         return self._actor_class.remote(self._work_ref)

@@ -93,7 +93,10 @@ def tokenize(
     on_start(sum(corpus.files[task.shard].num_rows for task in tasks))
     summary = Summary()
     if not tasks:
+        for name, snapshot in snapshots.items():
+            _require_complete(name, snapshot or _NO_TABLE, corpus)
         return summary
+    root.require_writable()
     work = Work(
         root_uri=root.uri,
         corpus=corpus,
@@ -175,12 +178,10 @@ class _Run:
             )
 
     def finish(self) -> None:
-        """Commit what is left and check that every shard of the corpus has its file in every stream."""
+        """Commit what is left and check that every segment of the corpus has its row in every stream."""
         self._commit()
         for name, writer in self._writers.items():
-            missing = [shard for shard in self._corpus.files if shard not in writer.snapshot.files]
-            if missing:
-                raise RunFailed(f"Stream {name} still lacks shards {missing[:10]}. Run the command again.")
+            _require_complete(name, writer.snapshot, self._corpus)
 
     def _commit(self) -> None:
         started = time.monotonic()
@@ -207,6 +208,16 @@ class _Run:
                     "codes may differ in rare near-ties. Run on the same kind of machine and versions, give the run "
                     "another stream name, or accept the mixture with --any-numerics."
                 )
+
+
+def _require_complete(name: str, stream: Snapshot, corpus: Snapshot) -> None:
+    for shard, file in corpus.files.items():
+        rows = stream.files[shard].num_rows if shard in stream.files else 0
+        if rows != file.num_rows:
+            raise RunFailed(
+                f"Stream {name!r} has {rows:,} rows for shard {shard}, the corpus has {file.num_rows:,} segments. "
+                "Run the command again; if this stays, run `wavemill verify`."
+            )
 
 
 _NO_TABLE = Snapshot("", "", -1, {}, {})

@@ -81,14 +81,10 @@ def probe(path: str) -> Probe:
         )
 
 
-def is_audio(path: str) -> bool:
-    """Whether a file's content is of a kind we decode. False for what cannot be opened."""
-    try:
-        with _open(path) as file:
-            _identify(file)
-    except AudioError:
-        return False
-    return True
+def probe_format(path: str) -> AudioFormat:
+    """The format that a file's first bytes show. Raises `AudioError` for one that is no audio or cannot be opened."""
+    with _open(path) as file:
+        return _identify(file)
 
 
 def read_spans(

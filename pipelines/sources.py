@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..tokenizers.spec import UserError
-from .audio import AudioError, is_audio
+from .audio import AudioError, probe_format
 from .sniff import AUDIO_SUFFIXES
 
 _MANIFEST_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -65,6 +65,15 @@ def open_source(argument: str, *, exclude: str) -> Source:
     return Source(name or _name_of(os.path.dirname(root)), os.path.dirname(root), iter([entry]))
 
 
+def is_audio(source_root: str, path: str) -> bool:
+    """Whether a file of a source is audio by its content. False for what cannot be opened or lies elsewhere."""
+    try:
+        probe_format(full_path(source_root, path))
+    except AudioError:
+        return False
+    return True
+
+
 def full_path(source_root: str, path: str) -> str:
     """Where a recording is. Raises `AudioError` if its path leaves its source (a link or `..`)."""
     joined = os.path.join(source_root, path)
@@ -108,7 +117,7 @@ def _audio_entries(source: Source, paths: Iterable[str]) -> Iterator[Entry]:
     """Audio files in the order of their paths. What is not audio, by name and by content, is counted."""
     for path in paths:
         suffix = os.path.splitext(path)[1].lower()
-        if suffix in AUDIO_SUFFIXES or is_audio(os.path.join(source.root, path)):
+        if suffix in AUDIO_SUFFIXES or is_audio(source.root, path):
             yield Entry(path=path)
         else:
             source.skipped[suffix or "no suffix"] += 1

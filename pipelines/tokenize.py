@@ -171,7 +171,11 @@ def full_fingerprint(fingerprint: dict[str, str]) -> dict[str, str]:
 
 
 def open_stream_tokenizer(root: Root, name: str, snapshot: Snapshot) -> Tokenizer:
-    """The tokenizer that a stream was made with, on the CPU. Raises `StreamMismatch` if it is no longer the same."""
+    """The tokenizer that a stream was made with, on the CPU, in a process set to one thread as workers are.
+
+    Raises `StreamMismatch` if it is no longer the same.
+    """
+    use_one_thread()
     metadata = snapshot.metadata
     config = StreamConfig(name=name, tokenizer=metadata["spec"]["tokenizer"], codebook=metadata["codebook"])
     tokenizer = load_stream_tokenizer(root, config, device="cpu")

@@ -18,7 +18,7 @@ class CorruptFile(RunFailed):
 
 
 def parquet_bytes(table: pa.Table, *, codebook_size: int = 0) -> bytes:
-    """One shard's file. Equal tables give equal bytes.
+    """One shard's file, the table's metadata in its footer. Equal tables give equal bytes.
 
     Code columns of up to `DICTIONARY_LIMIT` values are dictionary pages (Parquet bit-packs the indices: 10 bits a
     code for 1,024 centroids), larger ones BYTE_STREAM_SPLIT; all under zstd-1 with a checksum per page.
@@ -27,17 +27,18 @@ def parquet_bytes(table: pa.Table, *, codebook_size: int = 0) -> bytes:
     others = [name for name in table.column_names if not name.startswith("codes_")]
     split = codebook_size > DICTIONARY_LIMIT
     sink = io.BytesIO()
-    pq.write_table(
-        table,
+    with pq.ParquetWriter(
         sink,
+        table.schema,
         compression="zstd",
         compression_level=1,
         use_dictionary=others if split else others + codes,  # pyright: ignore[reportArgumentType]
         column_encoding=dict.fromkeys(codes, "BYTE_STREAM_SPLIT") if split else None,
         write_page_checksum=True,
-        row_group_size=_ROW_GROUP_ROWS,
         store_schema=False,
-    )
+    ) as writer:
+        writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+        writer.add_key_value_metadata(table.schema.metadata or {})
     return sink.getvalue()
 
 

@@ -45,6 +45,7 @@ def fit_residual(
             seed=seed + stage,
             min_points_per_centroid=1,
             max_points_per_centroid=num,  # every sampled frame counts
+            gpu=faiss.get_num_gpus() > 0,
         )
         faiss.omp_set_num_threads(os.cpu_count() or 1)  # the centroids are the same with any number
         kmeans.train(residual_ND)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from conftest import STREAMS
 from wavemill.jobs.corpus import build_corpus
@@ -18,6 +19,7 @@ from wavemill.jobs.tokenize import TokenizeOptions, open_corpus, tokenize
 from wavemill.pipelines.corpus import CorpusPolicy
 from wavemill.storage.codes import open_stream, read_codes
 from wavemill.storage.root import Root
+from wavemill.tokenizers.spec import UserError
 
 
 def rows(root: Path | str) -> dict[str, dict[str, tuple[object, ...]]]:
@@ -118,6 +120,30 @@ def test_threads_of_the_machine_change_no_code(
     command = [sys.executable, "-m", "wavemill.jobs.cli", "tokenize", str(root), "--engine", "inline"]
     assert subprocess.run(command, env=env, capture_output=True, check=False).returncode == 0
     assert rows(root) == rows(finished_root)
+
+
+def test_every_file_of_a_stream_says_in_which_numerics_class_it_was_made(finished_root: Path):
+    for stream in STREAMS:
+        snapshot = open_stream(Root(finished_root), stream.name)
+        for shard in snapshot.files:
+            metadata = pq.read_metadata(finished_root / snapshot.path(shard)).metadata
+            assert json.loads(metadata[b"wavemill.numerics"]) == snapshot.metadata["numerics"]
+            assert snapshot.metadata["numerics"]["threads"] == "1"
+
+
+def test_another_numerics_class_is_refused_by_its_difference_unless_allowed(
+    fitted_root: Path, samples: Path, tmp_path: Path
+):
+    first, second = both_sources(samples)
+    root = made(tmp_path / "root", fitted_root, [first], shard_hours=0.03)
+    for name in ("semantic", "acoustic"):  # as if the stream had been begun on another machine
+        log = root / "streams" / name / "_delta_log" / "00000000000000000000.json"
+        log.write_text(log.read_text().replace('\\"instructions\\": \\"', '\\"instructions\\": \\"NEON or '))
+    build_corpus(Root(root), [first, second], CorpusPolicy(), shard_hours=0.03)
+    with pytest.raises(UserError, match=r"another numerics class \(instructions: NEON or .* there, .* here\)"):
+        tokenize(Root(root), STREAMS, InlineEngine, TokenizeOptions(max_error_share=1.0))
+    allowed = TokenizeOptions(max_error_share=1.0, any_numerics=True)
+    assert tokenize(Root(root), STREAMS, InlineEngine, allowed).shards == 1
 
 
 def test_a_corpus_that_grows_leaves_what_was_there_and_adds_the_rest(

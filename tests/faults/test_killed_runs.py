@@ -161,15 +161,16 @@ def test_of_two_drivers_one_stops_with_a_sentence_and_the_other_finishes(
     assert committed(root) == committed(finished_root)
 
 
-def test_ctrl_c_leaves_what_was_committed_and_the_same_command_goes_on(
-    fitted_root: Path, finished_root: Path, copy_root: Callable[[Path], Path]
+@pytest.mark.parametrize(("engine", "number"), [("inline", signal.SIGINT), ("ray", signal.SIGTERM)])
+def test_an_interrupted_run_says_so_and_the_same_command_goes_on(
+    engine: str, number: signal.Signals, fitted_root: Path, finished_root: Path, copy_root: Callable[[Path], Path]
 ):
     root = copy_root(fitted_root)
-    process = tokenize_process(root, "--engine", "inline", failpoints="receipt-received=sleep:30@2")
+    process = tokenize_process(root, "--engine", engine, failpoints="receipt-received=sleep:30@2")
     deadline = time.monotonic() + 60
     while len(list((root / "streams").glob("semantic/shard-*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     status, _, said = finish(process)
     assert status == 130
     assert "Stopped." in said
