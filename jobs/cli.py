@@ -148,7 +148,7 @@ def codebook_fit(
     size: Annotated[int | None, typer.Option(min=2, max=1 << 20, help="Centroids per codebook.")] = None,
     num_codebooks: Annotated[int | None, typer.Option(min=1, max=64, help="Residual codebooks.")] = None,
     budget: Annotated[str, typer.Option(metavar="64MB", help="Bytes of sampled frames to fit on.")] = "64MB",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=10**9)] = 0,
     leave_out_speaker: Annotated[
         list[str] | None, typer.Option(help="A speaker to keep for measuring. May be repeated.")
     ] = None,
@@ -407,6 +407,9 @@ def export(
     names = stream or list_streams(place)
     if not names:
         raise UserError(f"There is no stream in {place} yet; make some with `wavemill tokenize {place}`.")
+    stray = sorted(set(versions) - {CORPUS, *names})
+    if stray:
+        raise UserError(f"--at pins {stray[0]!r}, but what is exported is {', '.join([CORPUS, *names])}.")
     streams = {name: open_stream(place, name, version=versions.get(name)) for name in names}
     with Progress("export", total_segments=corpus.num_rows) as progress:
         index = export_webdataset(
@@ -469,7 +472,7 @@ def _versions(arguments: list[str] | None) -> dict[str, int]:
     versions = {}
     for argument in arguments or ():
         name, _, version = argument.partition("=")
-        if not version.isdigit():
+        if not (version.isascii() and version.isdecimal()):
             raise UserError(f"--at {argument!r}: expected STREAM=VERSION with a whole number.")
         versions[name] = int(version)
     return versions

@@ -51,10 +51,11 @@ def build_corpus(
     if first_row is None:
         return BuildResult(counts, _skipped(sources), 0)
     root.require_writable()
+    seen = set(snapshot.files) if snapshot else set()
     if snapshot is None:
         snapshot = create_table(root, CORPUS, schema=CORPUS_SCHEMA, metadata=metadata)
     writer = TableWriter(root, CORPUS)
-    if writer.snapshot.files.keys() != snapshot.files.keys():
+    if set(writer.snapshot.files) != seen or writer.snapshot.metadata["policy"] != metadata["policy"]:
         raise UserError(f"The corpus in {root} grew while this build was starting. Run the command again.")
     pending: list[Receipt] = []
     num_shards = 0

@@ -19,7 +19,7 @@ from ..pipelines.tokenize import (
     first_difference,
     full_fingerprint,
     load_stream_tokenizer,
-    require_same_tokenizer,
+    require_same_fingerprint,
 )
 from ..storage.failpoints import failpoint
 from ..storage.root import Root
@@ -88,7 +88,7 @@ def tokenize(
         tokenizer = load_stream_tokenizer(root, stream, device="cpu")
         fingerprints[stream.name] = tokenizer.fingerprint
         if (snapshot := snapshots[stream.name]) is not None:
-            require_same_tokenizer(root, stream.name, snapshot, tokenizer)
+            require_same_fingerprint(root, stream.name, snapshot, tokenizer.fingerprint)
     tasks = _tasks(corpus, streams, snapshots)
     on_start(sum(corpus.files[task.shard].num_rows for task in tasks))
     summary = Summary()
@@ -152,8 +152,11 @@ class _Run:
             if snapshots[stream.name] is None:
                 spec, fingerprint = about.specs[stream.name], about.fingerprints[stream.name]
                 metadata = stream_metadata(stream, spec, fingerprint, about.numerics)
-                create_table(root, stream.folder, schema=stream_schema(spec), metadata=metadata)
-                self._numerics[stream.name] = about.numerics
+                created = create_table(root, stream.folder, schema=stream_schema(spec), metadata=metadata)
+                # another run may have been faster, with another tokenizer
+                require_same_fingerprint(root, stream.name, created, fingerprint)
+                self._numerics[stream.name] = created.metadata["numerics"]
+        self._require_numerics(about.numerics)
         self._writers = {stream.name: TableWriter(root, stream.folder) for stream in streams}
         self._pending: list[ShardReport] = []
         self._last_commit = time.monotonic()

@@ -179,13 +179,13 @@ def open_stream_tokenizer(root: Root, name: str, snapshot: Snapshot) -> Tokenize
     metadata = snapshot.metadata
     config = StreamConfig(name=name, tokenizer=metadata["spec"]["tokenizer"], codebook=metadata["codebook"])
     tokenizer = load_stream_tokenizer(root, config, device="cpu")
-    require_same_tokenizer(root, name, snapshot, tokenizer)
+    require_same_fingerprint(root, name, snapshot, tokenizer.fingerprint)
     return tokenizer
 
 
-def require_same_tokenizer(root: Root, name: str, snapshot: Snapshot, tokenizer: Tokenizer) -> None:
+def require_same_fingerprint(root: Root, name: str, snapshot: Snapshot, fingerprint: dict[str, str]) -> None:
     """Raise `StreamMismatch`, naming the first difference, unless the stream was made with this very tokenizer."""
-    written, ours = snapshot.metadata["fingerprint"], full_fingerprint(tokenizer.fingerprint)
+    written, ours = snapshot.metadata["fingerprint"], full_fingerprint(fingerprint)
     if written != ours:
         part, theirs, here = first_difference(written, ours)
         raise StreamMismatch(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ..tokenizers.spec import StreamSpec, UserError
 from .parquet import read_parquet
 from .root import Root
-from .schema import code_columns, stream_schema
+from .schema import code_columns, require_stream_name, stream_schema
 from .table import Snapshot, read_snapshot
 
 
@@ -44,6 +44,7 @@ def list_streams(root: Root) -> list[str]:
 
 def open_stream(root: Root, name: str, *, version: int | None = None) -> Snapshot:
     """A stream's snapshot, the newest if no version is given. Raises `UserError` if there is no such stream."""
+    require_stream_name(name)
     snapshot = read_snapshot(root, stream_folder(name), version=version)
     if snapshot is None:
         there = ", ".join(list_streams(root)) or "none yet; make some with `wavemill tokenize`"

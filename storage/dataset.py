@@ -57,6 +57,11 @@ class TokenDataset(IterableDataset[TokenSample]):
         wanted = dict(streams) if isinstance(streams, Mapping) else dict.fromkeys(streams)
         if not wanted:
             raise UserError("Name at least one stream to read.")
+        if seed < 0:
+            raise UserError(f"The seed is {seed}; it must not be negative.")
+        stray = sorted(set(versions or ()) - set(wanted))
+        if stray:
+            raise UserError(f"A version is pinned for {stray[0]!r}, but the streams to read are {', '.join(wanted)}.")
         place = Root(root)
         self._snapshots = {name: open_stream(place, name, version=(versions or {}).get(name)) for name in wanted}
         self._num_codebooks = {name: _books(name, self._snapshots[name], count) for name, count in wanted.items()}
@@ -81,7 +86,7 @@ class TokenDataset(IterableDataset[TokenSample]):
         return next(iter(self._snapshots.values())).num_rows
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose another order. Call it before a DataLoader starts its workers."""
+        """Choose another order. Call it before a DataLoader starts its workers: persistent ones keep the old order."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[TokenSample]:

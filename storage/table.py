@@ -91,11 +91,16 @@ def read_snapshot(root: Root, folder: str, *, version: int | None = None) -> Sna
     Raises `UserError` for a table or version this wavemill cannot read.
     """
     try:
-        table = DeltaTable(root.join(folder), version=version)
-    except TableNotFoundError:
-        return None
-    except (DeltaError, OSError) as error:
-        raise UserError(f"Cannot open {root.join(folder)} at version {version}: {_first_line(error)}.") from error
+        table = DeltaTable(root.join(folder))
+        if version is not None:
+            table.load_as_version(version)
+    except TableNotFoundError as error:
+        if version is None or not DeltaTable.is_deltatable(root.join(folder)):
+            return None
+        raise UserError(f"{root.join(folder)} has no version {version} any more, or never had.") from error
+    except (DeltaError, OSError, OverflowError) as error:
+        at = "" if version is None else f" at version {version}"
+        raise UserError(f"Cannot open {root.join(folder)}{at}: {_first_line(error)}.") from error
     return _snapshot(root, folder, table)
 
 
@@ -140,31 +145,28 @@ class TableWriter:
     def commit(self, receipts: Iterable[Receipt]) -> None:
         """Make these shards part of the table: all of them, once. Raises `StreamTaken`."""
         missing = {receipt.shard: receipt for receipt in receipts if receipt.shard not in self.snapshot.files}
-        added = dict(missing)
         for attempt in range(_COMMIT_ATTEMPTS):
-            if not missing:
-                break
             self._table.update_incremental()
             self._require_epoch()
-            if self._table.version() != self.snapshot.version:  # another tool was here: is it still a shard table?
+            if self._table.version() != self.snapshot.version:
+                # an answer of ours was lost, or another tool was here: look, and see that it is still a shard table
                 self.snapshot = _snapshot(self._root, self._folder, self._table)
+                missing = {shard: receipt for shard, receipt in missing.items() if shard not in self.snapshot.files}
+            if not missing:
+                return
             failpoint("before-commit")
             try:
                 self._append([_add_action(receipt) for _, receipt in sorted(missing.items())])
-                missing = {}
-            except _COMMIT_ERRORS:
+            except _COMMIT_ERRORS as error:
+                if attempt == _COMMIT_ATTEMPTS - 1:
+                    raise self._gave_up(error) from error
                 time.sleep(0.1 * 2**attempt)
                 self._table = self._open()
-                self._require_epoch()
-                landed = _files(self._root, self._folder, self._table)
-                missing = {shard: receipt for shard, receipt in missing.items() if shard not in landed}
-                if missing and attempt == _COMMIT_ATTEMPTS - 1:
-                    raise
+                continue
             failpoint("after-commit")
-        if added:
-            self._table.update_incremental()
-            files = dict(sorted({**self.snapshot.files, **added}.items()))
-            self.snapshot = replace(self.snapshot, version=self._table.version(), files=files)
+            files = dict(sorted({**self.snapshot.files, **missing}.items()))
+            self.snapshot = replace(self.snapshot, version=self.snapshot.version + 1, files=files)
+            return
 
     def _fence(self) -> None:
         for attempt in range(_COMMIT_ATTEMPTS):
@@ -179,7 +181,7 @@ class TableWriter:
                         return
                     raise StreamTaken(self._taken()) from error
                 if attempt == _COMMIT_ATTEMPTS - 1:
-                    raise
+                    raise self._gave_up(error) from error
                 time.sleep(0.1 * 2**attempt)
                 continue
             failpoint("after-fence")
@@ -203,6 +205,12 @@ class TableWriter:
 
     def _fenced_by_us(self) -> bool:
         return any(commit.get("driver") == self._driver for commit in self._table.history(limit=20))
+
+    def _gave_up(self, error: Exception) -> RunFailed:
+        return RunFailed(
+            f"Cannot commit to {self._root.join(self._folder)} after {_COMMIT_ATTEMPTS} tries: {_first_line(error)}. "
+            "What was committed stays. See that there is space and that it may be written to, then run again."
+        )
 
     def _taken(self) -> str:
         return (
@@ -269,4 +277,4 @@ def _add_action(receipt: Receipt) -> AddAction:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".")
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

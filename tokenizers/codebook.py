@@ -44,11 +44,13 @@ class Codebook:
             header_size = int.from_bytes(content[:8], "little")
             metadata = json.loads(content[8 : 8 + header_size])["__metadata__"]
             header = json.loads(metadata[_HEADER_KEY])
+            if not isinstance(header, dict):
+                raise ValueError("its header is not an object")
         except (SafetensorError, KeyError, ValueError) as error:
             raise UserError(
                 f"Codebook {name} is not a codebook file of wavemill ({error}). Fit one with `wavemill codebook fit`."
             ) from error
-        if centroids_QCD.ndim != 3:
+        if centroids_QCD.ndim != 3 or 0 in centroids_QCD.shape:
             raise UserError(
                 f"Codebook {name} has centroids of shape {list(centroids_QCD.shape)}; expected "
                 "[stages, size, dimensions]. Fit one with `wavemill codebook fit`."

@@ -12,6 +12,7 @@ _NUM_MEL = 80
 _FLOOR = 1e-5
 _BLOCK_FRAMES = 1024  # 10 ms frames at a time, counted from the segment's start: bounded memory, same codes
 _GRIFFIN_LIM_ROUNDS = 60
+_MIN_DECODE = 4  # 20 ms frames
 _DECODE_BLOCK = 3_000  # 20 ms frames (one minute) through Griffin-Lim at a time
 _DECODE_OVERLAP = 25  # 20 ms frames of context on either side of a block
 
@@ -46,7 +47,9 @@ class MelFeatures:
         if num_frames == 0:
             return torch.empty(0, self.dim, device=self._device)
         right = num_frames * self.hop_length - waveform_N.shape[0]
-        padded = torch.nn.functional.pad(waveform_N.to(self._device), (_FFT // 2, right + _FFT // 2 - _SHIFT))
+        padded = torch.nn.functional.pad(
+            waveform_N.to(self._device).contiguous(), (_FFT // 2, right + _FFT // 2 - _SHIFT)
+        )
         windows_TW = padded.unfold(0, _FFT, _SHIFT)
         blocks = [self._log_mel(block_TW) for block_TW in windows_TW.split(_BLOCK_FRAMES)]
         return torch.cat(blocks).reshape(num_frames, self.dim)
@@ -70,6 +73,10 @@ class MelFeatures:
         return (magnitude_TF @ self._mel_FM).clamp_min(_FLOOR).log()
 
     def _griffin_lim(self, features_TD: Tensor) -> Tensor:
+        num_samples = features_TD.shape[0] * self.hop_length
+        if features_TD.shape[0] < _MIN_DECODE:  # the STFT reflects half a window at both ends
+            repeats = _MIN_DECODE - features_TD.shape[0]
+            features_TD = torch.cat([features_TD, features_TD[-1:].expand(repeats, -1)])
         mel_TM = features_TD.reshape(-1, _NUM_MEL).exp()
         magnitude_TF = (mel_TM @ self._inverse_MF).clamp_min(0.0)
         # one frame more than marks: a centred inverse STFT of T + 1 frames gives T whole shifts
@@ -85,4 +92,4 @@ class MelFeatures:
             momentum=0.99,
             length=mel_TM.shape[0] * _SHIFT,
             rand_init=False,
-        )[0]
+        )[0, :num_samples]

@@ -51,7 +51,7 @@ class MfccFeatures:
         """Features `[T, 39]` of a mono float32 waveform at 16 kHz in [-1, 1]; `[0, 39]` below one window."""
         if waveform_N.shape[0] < _WINDOW:
             return torch.empty(0, self.dim, device=self._device)
-        windows_TW = waveform_N.to(self._device).unfold(0, _WINDOW, _SHIFT)
+        windows_TW = waveform_N.to(self._device).contiguous().unfold(0, _WINDOW, _SHIFT)
         ceps_TC = torch.cat([self._cepstra(block_TW) for block_TW in windows_TW.split(_BLOCK_FRAMES)])
         ceps_CT = ceps_TC.t().contiguous()
         deltas_CT = compute_deltas(ceps_CT)

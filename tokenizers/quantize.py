@@ -6,20 +6,27 @@ Axes: N frames, D dimensions, C centroids, Q stages (codebooks), K codebooks of 
 import torch
 from torch import Tensor
 
+_EPSILON = torch.finfo(torch.float32).eps
+_PAIRS = 4_096  # rivals compared at a time
 BLOCK_FRAMES = 256  # scores of a block, 256 x 1024 float32, stay in a core's cache
 
 
 class ResidualQuantizer:
     """Residual vector quantization: x_1 = x; i_q = argmin_i |x_q - C_q[i]|^2; x_{q+1} = x_q - C_q[i_q].
 
-    One stage is plain k-means assignment. Distances are compared in float32 as x.c - |c|^2 / 2; ties go to the
-    lowest index. Frames are taken in blocks of `BLOCK_FRAMES` counted from the first frame of the segment, so a
-    segment's codes never depend on what else is in flight. SoundStream, Zeghidour et al. 2021, section III-C.
+    One stage is plain k-means assignment. Candidates are scored in float32 as x.c - |c|^2 / 2 about the centroids'
+    mean; where that cannot tell the best ones apart, their distances are compared in float64. Ties go to the lowest
+    index. Frames are taken in blocks of `BLOCK_FRAMES` counted from the first frame of the segment, so a segment's
+    codes never depend on what else is in flight. SoundStream, Zeghidour et al. 2021, section III-C.
     """
 
     def __init__(self, centroids_QCD: Tensor, *, device: str = "cpu") -> None:
         self.centroids_QCD = centroids_QCD.to(device=device, dtype=torch.float32).contiguous()
-        self._bias_QC = -0.5 * self.centroids_QCD.square().sum(dim=2)
+        self._mean_Q1D = self.centroids_QCD.mean(dim=1, keepdim=True)
+        self._centred_QCD = self.centroids_QCD - self._mean_Q1D
+        squares_QC = self._centred_QCD.square().sum(dim=2)
+        self._bias_QC = -0.5 * squares_QC
+        self._longest_Q = squares_QC.amax(dim=1).sqrt()
 
     def encode(self, frames_ND: Tensor) -> Tensor:
         """Codes `[Q, N]`, int64."""
@@ -29,12 +36,24 @@ class ResidualQuantizer:
             # a copy of its own: BLAS results may depend on the alignment of what it is given
             residual_ND = frames_ND[begin : begin + BLOCK_FRAMES].clone(memory_format=torch.contiguous_format)
             for stage in range(num_stages):
-                centroids_CD = self.centroids_QCD[stage]
-                scores_NC = torch.addmm(self._bias_QC[stage], residual_ND, centroids_CD.t())
-                codes_N = scores_NC.max(dim=1).indices
+                codes_N = self._nearest(residual_ND, stage)
                 codes_QN[stage, begin : begin + BLOCK_FRAMES] = codes_N
-                residual_ND -= centroids_CD[codes_N]
+                residual_ND -= self.centroids_QCD[stage][codes_N]
         return codes_QN
+
+    def _nearest(self, residual_ND: Tensor, stage: int) -> Tensor:
+        centred_ND = residual_ND - self._mean_Q1D[stage]
+        scores_NC = torch.addmm(self._bias_QC[stage], centred_ND, self._centred_QCD[stage].t())
+        best_N, codes_N = scores_NC.max(dim=1)
+        # more than the rounding of a dot product: what lies closer than this to the best may be better
+        longest = self._longest_Q[stage]
+        slack_N = 16 * _EPSILON * longest * (centred_ND.square().sum(dim=1).sqrt() + longest)
+        bar_N = best_N - slack_N
+        above_NC = scores_NC.sub_(bar_N[:, None]).clamp_(min=0.0)  # zero but for the best and its rivals
+        unsure_M = (above_NC.sum(dim=1) != best_N - bar_N).nonzero()[:, 0]
+        if unsure_M.numel():
+            codes_N[unsure_M] = _settle(residual_ND[unsure_M], self.centroids_QCD[stage], above_NC[unsure_M] > 0)
+        return codes_N
 
     def decode(self, codes_QN: Tensor) -> Tensor:
         """Sum of the centroids of the first `len(codes)` stages, `[N, D]`. Fewer stages, lower fidelity."""
@@ -42,3 +61,19 @@ class ResidualQuantizer:
         for stage, codes_N in enumerate(codes_QN):
             frames_ND += self.centroids_QCD[stage][codes_N]
         return frames_ND
+
+
+def _settle(frames_MD: Tensor, centroids_CD: Tensor, rivals_MC: Tensor) -> Tensor:
+    """The nearest of each frame's rivals by float64 distances, `[M]`; of equal ones the first."""
+    frames_P, centroids_P = rivals_MC.nonzero(as_tuple=True)
+    distances_P = torch.cat(
+        [
+            (frames_MD[frames].double() - centroids_CD[centroids].double()).square().sum(dim=1)
+            for frames, centroids in zip(frames_P.split(_PAIRS), centroids_P.split(_PAIRS), strict=True)
+        ]
+    )
+    nearest_M = torch.full((frames_MD.shape[0],), torch.inf, dtype=torch.float64, device=frames_MD.device)
+    nearest_M.scatter_reduce_(0, frames_P, distances_P, "amin")
+    winners_P = distances_P == nearest_M[frames_P]
+    first_M = torch.full_like(nearest_M, centroids_CD.shape[0], dtype=torch.int64)
+    return first_M.scatter_reduce(0, frames_P[winners_P], centroids_P[winners_P], "amin")

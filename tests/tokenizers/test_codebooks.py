@@ -1,6 +1,5 @@
 """Codebook files, the refusal of those that do not fit, and fitting."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import pytest
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-
 from wavemill.tokenizers.codebook import Codebook
 from wavemill.tokenizers.fit import fit_residual
 from wavemill.tokenizers.spec import UserError
@@ -258,17 +256,3 @@ def test_without_faiss_a_sentence_names_what_to_install(command: str, fitted_roo
     assert "wavemill[gpu]" in lines[0]
     assert "FAISS" in lines[0]
     assert not (fitted_root / "codebooks" / "new.safetensors").exists()
-
-
-def test_reading_and_using_a_codebook_needs_no_faiss() -> None:
-    use = (
-        "import sys\nsys.modules['faiss'] = None\nimport torch\n"
-        "from wavemill.tokenizers.codebook import Codebook\n"
-        "from wavemill.tokenizers.tokenizer import load_tokenizer\n"
-        f"header = {json.dumps(MEL_HEADER)}\n"
-        "codebook = Codebook.from_bytes(Codebook(torch.zeros(2, 5, 160), header).to_bytes(), name='mine')\n"
-        "tokenizer = load_tokenizer('mel-rvq', codebook, codebook_name='mine')\n"
-        "print(tuple(tokenizer.encode(torch.zeros(1000)).shape))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", use], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "(2, 4)"

@@ -8,7 +8,6 @@ import soundfile
 import torch
 from torch import Tensor
 from torchaudio.transforms import MelSpectrogram
-
 from wavemill.tokenizers.mel import MelFeatures
 from wavemill.tokenizers.numerics import use_one_thread
 from wavemill.tokenizers.spec import FrameRule
@@ -16,7 +15,7 @@ from wavemill.tokenizers.spec import FrameRule
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """As the product encodes: results do not change with the machine, and small transforms are not slowed by threads."""
+    """As the product encodes; more threads would only slow such small transforms."""
     before = torch.get_num_threads()
     use_one_thread()
     yield

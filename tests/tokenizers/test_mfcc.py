@@ -9,7 +9,6 @@ import torch
 import torchaudio.compliance.kaldi as kaldi
 from torch import Tensor
 from torchaudio.functional import compute_deltas
-
 from wavemill.tokenizers.mfcc import MfccFeatures
 from wavemill.tokenizers.numerics import use_one_thread
 from wavemill.tokenizers.spec import FrameRule
@@ -41,7 +40,7 @@ def speech(samples: Path, name: str) -> Tensor:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """As the product encodes: results do not change with the machine, and small transforms are not slowed by threads."""
+    """As the product encodes; more threads would only slow such small transforms."""
     before = torch.get_num_threads()
     use_one_thread()
     yield

@@ -11,7 +11,6 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
 from wavemill.tokenizers.codebook import Codebook
 from wavemill.tokenizers.quantize import BLOCK_FRAMES, ResidualQuantizer
 from wavemill.tokenizers.tokenizer import load_features
@@ -65,7 +64,7 @@ def speech_features(samples: Path, tokenizer: str, *, gain: float = 1.0) -> Tens
     ("num_stages", "size", "dim"), [(1, 100, 39), (8, 64, 160), (4, 37, 7), (2, 1000, 16), (3, 1, 5), (2, 2, 1)]
 )
 def test_codes_are_the_nearest_centroids_but_for_near_ties(num_stages: int, size: int, dim: int) -> None:
-    frames_ND = normal(1_500, dim, seed=size)
+    frames_ND = normal(800, dim, seed=size)
     centroids_QCD = normal(num_stages, size, dim, seed=size + 1) / torch.arange(1, num_stages + 1)[:, None, None]
     codes_QN = ResidualQuantizer(centroids_QCD).encode(frames_ND)
     assert codes_QN.dtype == torch.int64

@@ -6,7 +6,6 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from wavemill.tokenizers.spec import FrameRule, StreamSpec, num_frames
 
 
