@@ -23,6 +23,7 @@ DECODER_VERSION = "mix-mean/1"
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 768_000  # Hz
 MAX_CHANNELS = 64
 _BLOCK_FRAMES = 1 << 17  # sample frames decoded at a time
+_MAX_SAMPLE = 1e10  # full scale is 1; integers written as floats reach 2^31; past this, spectra overflow
 _UNKNOWN_LENGTH = 1 << 48  # samples
 _STREAMED_WAV = 0x7FFF_0000  # data sizes from here up are what programs write that cannot seek back
 
@@ -111,13 +112,13 @@ def read_spans(
             sinks = {rate: StreamResampler(span.num_samples, reader.sample_rate, rate) for rate in rates}
             finite = True
             for piece_N in cutter.cut(span):
-                finite = finite and bool(piece_N.isfinite().all())
+                finite = finite and bool((piece_N.abs() <= _MAX_SAMPLE).all())  # false for NaN, too
                 for sink in sinks.values():
                     sink.push(piece_N)
             if finite:
                 yield {rate: sink.finish() for rate, sink in sinks.items()}
             else:
-                yield AudioError("non-finite", "there are NaN or infinite samples in the audio")
+                yield AudioError("non-finite", f"there are samples that are NaN, infinite or beyond {_MAX_SAMPLE:.0e}")
 
 
 class _Cutter:
@@ -164,7 +165,13 @@ class _SoundfileReader:
             # code 6 speaks of a missing file; with an open file it means that nothing in it could be decoded
             reason = "no frame can be decoded" if error.code == 6 else error.error_string
             raise AudioError("corrupt", f"libsndfile cannot read this {format.name}: {reason}") from error
-        self._seekable = format.name in ("wav", "flac", "aiff", "au", "w64")  # where a seek is sample-exact
+        # where a seek is sample-exact
+        self._seekable = self._sound.seekable() and (
+            format.name == "flac" or self._sound.subtype.startswith(("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW"))
+        )
+        # python-soundfile seeks after every read and never reads past the length it was promised; a seek makes MP3
+        # lose its bit reservoir and so glitch, and for a stream without a length the promise is wrong
+        self._sound.seekable = lambda: False
         self.sample_rate = self._sound.samplerate
         self.num_channels = self._sound.channels
         # MPEG frames are estimated without a tag, and a streamed FLAC has a length of 2^63 - 1: None, count them
@@ -201,7 +208,7 @@ class _AvReader:
     def __init__(self, path: str, format: AudioFormat) -> None:
         self._file = _open(path)
         try:
-            self._container = av.open(self._file, mode="r", format=format.demuxer)
+            self._container = av.open(self._file, mode="r", format=format.demuxer, metadata_errors="replace")
             self._stream = next(iter(self._container.streams.audio), None)
         except (FFmpegError, ValueError) as error:
             self._file.close()
@@ -210,10 +217,15 @@ class _AvReader:
             self.close()
             raise AudioError("no-samples", f"the {format.name} holds no audio track")
         context = self._stream.codec_context
+        if context is None:
+            self.close()
+            raise AudioError(
+                "unsupported", f"the audio track of this {format.name} has a codec that FFmpeg cannot decode"
+            )
         self.sample_rate = context.sample_rate or 0
         self.num_channels = context.channels or 0
         self.num_samples = None
-        if format.exact_length and self._stream.duration and self._stream.time_base:
+        if format.exact_length and self._stream.duration and self._stream.time_base and not _is_fragmented(self._file):
             # the track's own length: padding that the encoder added is cut away (ISO 14496-12 edit lists)
             self.num_samples = round(self._stream.duration * self._stream.time_base * self.sample_rate)
 
@@ -222,14 +234,14 @@ class _AvReader:
         return 0
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
-        to_float = av.AudioResampler(format="fltp")
+        to_float = av.AudioResampler(format="flt")  # packed: PyAV cannot hand over more than 8 planes
         try:
             for frame in self._container.decode(self._stream):
                 assert isinstance(frame, av.AudioFrame)
                 if frame.sample_rate != self.sample_rate or len(frame.layout.channels) != self.num_channels:
                     raise AudioError("unsupported", "the sample rate or the channels change inside the file")
-                for planar in to_float.resample(frame):
-                    yield planar.to_ndarray().T.astype(np.float32, copy=False)
+                for packed in to_float.resample(frame):
+                    yield packed.to_ndarray().reshape(-1, self.num_channels).astype(np.float32, copy=False)
         except (FFmpegError, ValueError) as error:
             raise AudioError("corrupt", f"decoding failed: {_reason(error)}") from error
 
@@ -290,6 +302,25 @@ def _require_whole_wav(file: BinaryIO, size: int) -> None:
                 break
             file.seek(chunk_size + chunk_size % 2, os.SEEK_CUR)
     file.seek(0)
+
+
+def _is_fragmented(file: BinaryIO) -> bool:
+    """Whether an MP4 is in fragments (ISO 14496-12 `moof`), whose index does not know the exact length."""
+    place = file.tell()
+    file.seek(0)
+    try:
+        while len(header := file.read(16)) >= 8:
+            size = int.from_bytes(header[:4])
+            if header[4:8] == b"moof":
+                return True
+            if size == 1:
+                size = int.from_bytes(header[8:16])
+            if size < 8:
+                return False
+            file.seek(size - len(header), os.SEEK_CUR)
+        return False
+    finally:
+        file.seek(place)
 
 
 def _require_sane(sample_rate: int, num_channels: int) -> None:

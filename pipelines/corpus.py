@@ -85,7 +85,7 @@ def new_rows(sources: Iterable[Source], known: Known, policy: CorpusPolicy, coun
     _require_own_names(sources := list(sources), known)
     for source, entry, found in _probed(sources, known):
         size, result = found
-        seen = known.recordings.get((source.name, entry.path))
+        seen = known.recordings.get((source.name, _plain_path(entry)))
         for row in _segment_rows(source, entry, size, result, policy):
             if row["id"] not in known.ids:
                 known.ids.add(row["id"])
@@ -137,7 +137,7 @@ def _probed(sources: list[Source], known: Known) -> Iterator[tuple[Source, Entry
     with ThreadPoolExecutor(_PROBE_THREADS, thread_name_prefix="probe") as pool:
         for source in sources:
             for entry in source.entries:
-                seen = known.recordings.get((source.name, entry.path))
+                seen = known.recordings.get((source.name, _plain_path(entry)))
                 pending.append((source, entry, pool.submit(_find, source.root, entry.path, seen)))
                 if len(pending) >= _PROBES_AHEAD:
                     done = pending.popleft()
@@ -175,11 +175,10 @@ def _size(path: str) -> int | None:
 def _segment_rows(
     source: Source, entry: Entry, size: int | None, found: Probe | AudioError, policy: CorpusPolicy
 ) -> Iterator[Row]:
-    path = entry.path.encode("utf-8", "backslashreplace").decode()
     row: Row = {
         "source": source.name,
         "source_root": source.root,
-        "path": path,
+        "path": _plain_path(entry),
         "channel": policy.channels,
         "size_bytes": size,
         "text": entry.text,
@@ -216,6 +215,11 @@ def _segment_rows(
         if num_samples > MAX_SEGMENT_S * found.sample_rate:
             error = AudioError("too-long", f"over {MAX_SEGMENT_S // 3600} hours in one segment; build with --window")
         yield _finish(row, first, num_samples, error=error)
+
+
+def _plain_path(entry: Entry) -> str:
+    """The path as a table can hold it: bytes that are no UTF-8 become escapes."""
+    return entry.path.encode("utf-8", "backslashreplace").decode()
 
 
 def _finish(row: Row, start_sample: int, num_samples: int, *, error: AudioError | None) -> Row:

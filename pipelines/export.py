@@ -32,6 +32,7 @@ def export_webdataset(
     with an error are left out and counted. The same snapshots give the same bytes. Raises `UserError` for a stream
     that lacks shards, or a view that was exported from other snapshots.
     """
+    streams = dict(sorted(streams.items()))
     versions = {"corpus": corpus.version, **{name: snapshot.version for name, snapshot in streams.items()}}
     folder = f"webdataset/{view}"
     _require_same_view(root, folder, versions)

@@ -32,9 +32,9 @@ def describe_corpus(root: Root, corpus: Snapshot) -> dict[str, Any]:
         speakers.update(name for name in table["speaker"].to_pylist() if name is not None)
         for name, counter in counts.items():
             counter.update(value for value in table[name].to_pylist() if value is not None)
-        for place in zip(table["source"].to_pylist(), table["path"].to_pylist(), strict=True):
-            recordings += place != last
-            last = place
+        places = dict.fromkeys(zip(table["source"].to_pylist(), table["path"].to_pylist(), strict=True))
+        recordings += len(places) - (last in places)  # a recording's windows may go on in the next shard
+        last = next(reversed(places), None)
     return {
         "root": root.uri,
         "version": corpus.version,

@@ -24,7 +24,8 @@ _SOUNDFILE = {
 FORMATS = {
     **_SOUNDFILE,
     "mp3": AudioFormat("mp3", "soundfile"),  # with a Xing or Info tag
-    "mp3-untagged": AudioFormat("mp3-untagged", "soundfile", exact_length=False),
+    # libsndfile reads no further than its estimate
+    "mp3-untagged": AudioFormat("mp3-untagged", "pyav", "mp3", exact_length=False),
     "mp4": AudioFormat("mp4", "pyav", "mp4"),
     "webm": AudioFormat("webm", "pyav", "matroska", exact_length=False),
     "aac": AudioFormat("aac", "pyav", "aac", exact_length=False),

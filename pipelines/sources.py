@@ -15,6 +15,7 @@ from .sniff import AUDIO_SUFFIXES
 
 _MANIFEST_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _SOURCE_NAME_LENGTH = 100
+_MAX_SECONDS = 10**8  # three years
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +150,7 @@ def _manifest_entries(manifest: str) -> Iterator[Entry]:
                 continue
             try:
                 entry = _manifest_entry(json.loads(line), root)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                 raise _manifest_error(manifest, number, error) from error
             yield entry
 
@@ -167,10 +168,12 @@ def _manifest_entry(fields: Any, root: str) -> Entry:
     path = os.path.normpath(fields["audio_filepath"])
     if os.path.isabs(path) and path.startswith(root + os.sep):
         path = os.path.relpath(path, root)
+    if "\0" in path:
+        raise ValueError("the path holds a NUL character")
     duration = fields.get("duration")
     offset = float(fields.get("offset") or 0.0)
-    if offset < 0 or (duration is not None and float(duration) <= 0):
-        raise ValueError("offset and duration must not be negative")
+    if not 0 <= offset <= _MAX_SECONDS or (duration is not None and not 0 < float(duration) <= _MAX_SECONDS):
+        raise ValueError(f"offset and duration must not be negative or over {_MAX_SECONDS:,} seconds, duration not 0")
     return Entry(
         path=path,
         offset_s=offset,
@@ -183,7 +186,9 @@ def _manifest_entry(fields: Any, root: str) -> Entry:
 
 def _text(fields: dict[str, Any], key: str) -> str | None:
     value = fields.get(key)
-    return None if value is None else str(value)
+    if value is None:
+        return None
+    return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can hold half characters
 
 
 def _manifest_mistake(error: Exception) -> str:
@@ -193,4 +198,6 @@ def _manifest_mistake(error: Exception) -> str:
         return f"this is not JSON ({error.msg} at column {error.colno})."
     if isinstance(error, UnicodeDecodeError):
         return "this is not UTF-8."
+    if isinstance(error, RecursionError):
+        return "this is nested too deeply."
     return f"{error}."

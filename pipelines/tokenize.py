@@ -345,6 +345,7 @@ class DecodeAhead:
                 self.decode_s += elapsed
                 if isinstance(result, AudioError):
                     self._held_bytes -= size
+                    self._room.notify_all()
             self._ready.put((index, result))
 
     def _reserve(self, size: int) -> bool:

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchaudio.transforms import Resample
-
 from wavemill.pipelines.audio import AudioError, Probe, Span, probe, read_spans
 
 Writer = Callable[[Path, NDArray[np.float32], int], None]
@@ -91,7 +90,7 @@ class Case:
         return self.name
 
 
-MP3 = 1e-4  # mpg123 and FFmpeg round differently
+MP3 = 1e-5  # mpg123 and FFmpeg round differently
 
 CASES = [
     Case("wav-16-mono", by_soundfile("WAV", "PCM_16"), 8_000, 1, "wav", num_samples=300_001, lossless=True),
@@ -305,24 +304,33 @@ def test_tags_in_another_encoding_do_not_keep_the_audio_out(container: str, code
     assert len(waveforms(path, found, [Span(0, found.num_samples)])[0]) == found.num_samples
 
 
-def test_more_channels_than_eight_are_mixed_down_or_refused_by_every_backend(tmp_path: Path) -> None:
-    """In a process of its own: what this guards against is a segmentation fault."""
-    quiet_NC = np.zeros((48_000, 16), dtype=np.float32)
-    quiet_NC[:] = np.linspace(-0.5, 0.5, 48_000)[:, None]
-    soundfile.write(tmp_path / "a.wav", quiet_NC, 48_000, subtype="FLOAT")
+def test_sixteen_channels_are_mixed_down(tmp_path: Path) -> None:
+    slope_N = np.linspace(-0.5, 0.5, 48_000, dtype=np.float32)
+    soundfile.write(tmp_path / "a.wav", np.repeat(slope_N[:, None], 16, axis=1), 48_000, subtype="FLOAT")
     found = probe(str(tmp_path / "a.wav"))
+    assert found.num_channels == 16
     whole_N = waveforms(tmp_path / "a.wav", found, [Span(0, 48_000)])[0]
-    np.testing.assert_allclose(whole_N.numpy(), quiet_NC[:, 0], atol=1e-6)
-    by_pyav("matroska", "pcm_s16le")(tmp_path / "a.mka", quiet_NC, 48_000)
+    np.testing.assert_allclose(whole_N.numpy(), slope_N, atol=1e-6)
+
+
+def test_sixteen_channels_in_a_container_of_ffmpegs_are_mixed_down_or_refused(tmp_path: Path) -> None:
+    """In a process of its own: PyAV may read past the planes of a frame with more than eight, and die of it."""
+    slope_N = np.linspace(-16_000, 16_000, 48_000).astype(np.int16)
+    with av.open(str(tmp_path / "a.mka"), "w", format="matroska") as out:
+        stream = out.add_stream("pcm_s16le", rate=48_000, layout=LAYOUTS[16])
+        frame = av.AudioFrame.from_ndarray(np.repeat(slope_N, 16)[None], format="s16", layout=LAYOUTS[16])
+        frame.sample_rate, frame.pts = 48_000, 0
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
     script = """
 import sys
 from wavemill.pipelines.audio import AudioError, Span, probe, read_spans
 try:
     found = probe(sys.argv[1])
     spans = [Span(0, found.num_samples)]
-    result, = read_spans(sys.argv[1], format_name="webm", size_bytes=found.size_bytes, spans=spans, sample_rates=[48000])
-    waveform = result[48000]
-    print(len(waveform), abs(waveform[0] + 0.5) < 1e-3, abs(waveform[-1] - 0.5) < 1e-3)
+    asked = dict(format_name=found.format.name, size_bytes=found.size_bytes, spans=spans, sample_rates=[48000])
+    [result] = read_spans(sys.argv[1], **asked)
+    print(found.num_channels, len(result[48000]), *(round(result[48000][at].item() * 32768) for at in (0, -1)))
 except AudioError as error:
     print(error.kind)
 """
@@ -330,10 +338,10 @@ except AudioError as error:
         [sys.executable, "-c", script, tmp_path / "a.mka"], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr[-2_000:]
-    assert done.stdout.strip() in ("48000 tensor(True) tensor(True)", "unsupported")
+    assert done.stdout.strip() in ("16 48000 -16000 16000", "unsupported")
 
 
-def test_only_one_of_the_channels_is_a_mean_and_nothing_is_summed(tmp_path: Path) -> None:
+def test_sound_in_one_of_two_channels_comes_out_at_half(tmp_path: Path) -> None:
     one_sided_NC = np.zeros((4_000, 2), dtype=np.float32)
     one_sided_NC[:, 0] = 0.5
     for format, subtype in (("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("WAV", "FLOAT")):
@@ -378,7 +386,7 @@ print(grown())
 tokenizers = {}
 for name in ("mfcc-kmeans", "mel-rvq"):
     features = load_features(name)
-    centroids = torch.randn(features.default_num_codebooks, 64, features.dim)
+    centroids = torch.randn(features.default_num_codebooks, 8, features.dim)
     tokenizers[name] = CodebookTokenizer(features, Codebook(centroids, {}))
 row = dict(source="s", source_root=folder, path="hour.flac", format="flac", size_bytes=found.size_bytes,
            sample_rate=16000, start_sample=0, num_samples=found.num_samples, error=None, error_message=None)
