@@ -46,6 +46,15 @@ def open_source(argument: str, *, exclude: str) -> Source:
     NAME defaults to the folder's or file's own name; ids are made of it, so the same tree under another mount keeps
     its ids. `exclude` is a folder that is never looked into (the dataset's own root). Raises `UserError`.
     """
+    source = _open_source(argument, exclude)
+    try:
+        (source.name + source.root).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"The source {ascii(source.root)} has a name that is not valid UTF-8; rename it.") from error
+    return source
+
+
+def _open_source(argument: str, exclude: str) -> Source:
     name, path = _split(argument)
     if glob.has_magic(path) and not os.path.lexists(path):
         return _glob_source(name, path)

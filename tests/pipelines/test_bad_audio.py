@@ -117,7 +117,7 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "a WAV that lacks half": (lambda: half(sound("WAV")), "truncated"),
     "a WAV that lacks a byte": (lambda: sound("WAV", "PCM_24")[:-1], "truncated"),
     "a FLAC cut behind its magic": (lambda: sound("FLAC")[:4], "corrupt"),
-    "a FLAC cut behind its header": (lambda: sound("FLAC")[:42], "corrupt"),
+    "a FLAC cut behind its header": (lambda: sound("FLAC")[:42], "truncated"),
     "a FLAC that lacks half": (lambda: half(sound("FLAC")), "corrupt"),
     "a FLAC that lacks a byte": (lambda: sound("FLAC")[:-1], "corrupt"),
     "a FLAC with a wrong byte": (lambda: flipped(sound("FLAC")), "corrupt"),

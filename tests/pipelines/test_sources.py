@@ -189,6 +189,16 @@ def test_a_name_that_is_not_utf8_becomes_one_error_row_that_says_so(tmp_path: Pa
     assert (again.counts.new, again.counts.known, again.counts.twice) == (0, 2, 0)
 
 
+@pytest.mark.parametrize("folder", [b"s\xff", b"p\xfe/s"])
+def test_a_source_below_a_folder_whose_name_is_not_utf8_is_refused_in_words(folder: bytes, tmp_path: Path) -> None:
+    source = os.fsdecode(os.fsencode(tmp_path) + b"/" + folder)
+    touch(f"{source}/a.wav")
+    for argument in (source, f"n={source}"):
+        with pytest.raises(UserError, match="UTF-8"):
+            build(tmp_path, argument)
+        assert not (tmp_path / "root").exists()
+
+
 # Arguments
 
 
@@ -400,8 +410,6 @@ def test_a_mistake_in_the_last_line_is_told_with_file_and_line_before_anything_i
         '{"audio_filepath": "a\\u0000.wav"}',
         '{"audio_filepath": "/a\\u0000.wav"}',
         '{"audio_filepath": "a\\ud800.wav"}',
-        '{"audio_filepath": "a.wav", "text": "\\ud800"}',
-        '{"audio_filepath": "a.wav", "speaker": "\\udfff"}',
         '{"audio_filepath": ""}',
         '{"audio_filepath": "%s"}' % ("a" * 5_000),
     ],
@@ -420,8 +428,21 @@ def test_a_line_that_no_table_or_disk_can_hold_is_told_or_becomes_an_error_row_a
     if told:
         assert "line 2" in told
         assert not (tmp_path / "root").exists()
-    else:
+    elif "ud800.wav" in line or "audio_filepath" not in line or line.count('"') == 4:
         assert [row["error"] is None for row in rows] == [True, False]
+    else:  # half a character in a text is replaced
+        assert [row["error"] for row in rows] == [None, None]
+        assert "\N{REPLACEMENT CHARACTER}" in (rows[1]["text"] or rows[1]["speaker"])
+
+
+def test_half_characters_in_a_text_stop_nobody(manifest: Callable[..., Path], tmp_path: Path) -> None:
+    """JSON can hold them, UTF-8 and so a table cannot."""
+    path = manifest(
+        '{"audio_filepath": "a.wav", "text": "a\\ud800b", "speaker": "\\udfffx", "language": "\\ud83c\\udfb5"}'
+    )
+    _, [row] = build(tmp_path, path)
+    assert row["error"] is None
+    assert (row["text"], row["speaker"], row["language"]) == ("a\ufffdb", "\ufffdx", "🎵")
 
 
 def test_a_manifest_with_a_byte_order_mark_and_windows_line_ends_is_read(
