@@ -50,7 +50,7 @@ def open_source(argument: str, *, exclude: str) -> Source:
     try:
         (source.name + source.root).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"The source {ascii(source.root)} has a name that is not valid UTF-8; rename it.") from error
+        raise UserError(f"The source {source.root!a} has a name that is not valid UTF-8; rename it.") from error
     return source
 
 

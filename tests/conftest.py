@@ -16,6 +16,9 @@ from wavemill.jobs.tokenize import TokenizeOptions, tokenize
 from wavemill.pipelines.corpus import CorpusPolicy
 from wavemill.pipelines.tokenize import StreamConfig
 from wavemill.storage.root import Root
+from wavemill.tokenizers.numerics import use_one_thread
+
+use_one_thread()  # as workers do; with two, Griffin-Lim is many times slower
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared" / "data" / "dev"
