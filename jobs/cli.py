@@ -5,14 +5,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from ..tokenizers.spec import RunFailed, UserError
-
-if TYPE_CHECKING:
-    from ..pipelines.tokenize import StreamConfig
+from .arguments import parse_bytes, parse_moved, parse_seconds, parse_streams, parse_versions, require_device
 
 app = typer.Typer(
     name="wavemill",
@@ -91,7 +89,7 @@ def corpus_build(
 
     if channels not in CHANNEL_POLICIES:
         raise UserError(f"--channels {channels!r} is unknown; there is: {', '.join(CHANNEL_POLICIES)}.")
-    policy = CorpusPolicy(window_s=_seconds(window) if window else None, channels=channels)
+    policy = CorpusPolicy(window_s=parse_seconds(window) if window else None, channels=channels)
     root = Root(to)
     with Progress("corpus") as progress:
         result = build_corpus(
@@ -163,17 +161,17 @@ def codebook_fit(
     from .codebook import FitOptions, fit_codebook
     from .progress import Progress
 
-    _require_device(device)
+    require_device(device)
     options = FitOptions(
         name=name,
         size=size,
         num_codebooks=num_codebooks,
-        budget_bytes=_bytes(budget),
+        budget_bytes=parse_bytes(budget),
         seed=seed,
         leave_out_speakers=frozenset(leave_out_speaker or ()),
         replace=replace,
         device=device,
-        source_roots=tuple(_moved(source).items()),
+        source_roots=tuple(parse_moved(source).items()),
     )
     with Progress(f"sampling for {tokenizer}") as progress:
         header = fit_codebook(
@@ -230,7 +228,7 @@ def tokenize(
 
     if engine not in ("ray", "inline"):
         raise UserError(f"--engine {engine!r} is unknown; there are: ray, inline.")
-    _require_device(device)
+    require_device(device)
 
     def make_engine() -> Engine:
         if engine == "inline":
@@ -240,13 +238,13 @@ def tokenize(
         return RayEngine(address=address, num_workers=workers)
 
     options = TokenizeOptions(
-        device=device, max_error_share=max_error_share, source_roots=_moved(source), any_numerics=any_numerics
+        device=device, max_error_share=max_error_share, source_roots=parse_moved(source), any_numerics=any_numerics
     )
     place = Root(root)
     with Progress("tokenize") as progress:
         summary = run(
             place,
-            _streams(stream),
+            parse_streams(stream),
             make_engine,
             options,
             on_start=progress.expect,
@@ -340,7 +338,7 @@ def verify(
             corpus,
             sample=sample,
             seed=seed,
-            source_roots=_moved(source),
+            source_roots=parse_moved(source),
             on_shard=lambda segments, audio_s: progress.advance(segments=segments, audio_s=audio_s, errors=0),
         )
     if json_:
@@ -400,7 +398,7 @@ def export(
         raise UserError(f"--format {format!r} is unknown; there is: webdataset.")
     require_stream_name(view)
     place = Root(root)
-    versions = _versions(at)
+    versions = parse_versions(at)
     corpus = open_corpus(place)
     if CORPUS in versions:
         corpus = read_snapshot(place, CORPUS, version=versions[CORPUS]) or corpus
@@ -438,81 +436,6 @@ def demo(
     from .demo import run_demo
 
     run_demo(to, engine=engine)
-
-
-def _streams(arguments: list[str] | None) -> list["StreamConfig"]:
-    from ..pipelines.tokenize import StreamConfig
-    from ..storage.schema import require_stream_name
-
-    streams = []
-    for argument in arguments or ["semantic=mfcc-kmeans", "acoustic=mel-rvq"]:
-        name, equals, rest = argument.partition("=")
-        tokenizer, _, codebook = rest.partition(":")
-        if not equals or not tokenizer:
-            raise UserError(f"--stream {argument!r}: expected NAME=TOKENIZER or NAME=TOKENIZER:CODEBOOK.")
-        require_stream_name(name)
-        streams.append(StreamConfig(name=name, tokenizer=tokenizer, codebook=codebook or tokenizer))
-    names = [stream.name for stream in streams]
-    if len(set(names)) < len(names):
-        raise UserError(f"Two streams have one name: {', '.join(names)}.")
-    return streams
-
-
-def _moved(arguments: list[str] | None) -> dict[str, str]:
-    moved = {}
-    for argument in arguments or ():
-        name, equals, path = argument.partition("=")
-        if not equals or not os.path.isdir(os.path.expanduser(path)):
-            raise UserError(f"--source {argument!r}: expected NAME=FOLDER with a folder that exists.")
-        moved[name] = os.path.abspath(os.path.expanduser(path))
-    return moved
-
-
-def _versions(arguments: list[str] | None) -> dict[str, int]:
-    versions = {}
-    for argument in arguments or ():
-        name, _, version = argument.partition("=")
-        if not (version.isascii() and version.isdecimal()):
-            raise UserError(f"--at {argument!r}: expected STREAM=VERSION with a whole number.")
-        versions[name] = int(version)
-    return versions
-
-
-def _seconds(text: str) -> float:
-    for suffix, factor in (("ms", 0.001), ("min", 60), ("s", 1), ("m", 60), ("h", 3600), ("", 1)):
-        if text.endswith(suffix):
-            try:
-                seconds = float(text.removesuffix(suffix)) * factor
-            except ValueError:
-                break
-            if 0.1 <= seconds <= 12 * 3600:
-                return seconds
-            raise UserError(f"--window {text!r} is {seconds:g} s; accepted are 0.1 s to 12 h.")
-    raise UserError(f"--window {text!r} is no length of time; write 30s, 2.5min or 1h.")
-
-
-def _bytes(text: str) -> int:
-    for suffix, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3), ("B", 1), ("", 1)):
-        if text.upper().endswith(suffix):
-            try:
-                size = int(float(text[: len(text) - len(suffix)]) * factor)
-            except ValueError:
-                break
-            if size > 0:
-                return size
-            break
-    raise UserError(f"--budget {text!r} is no number of bytes; write 64MB or 2GB.")
-
-
-def _require_device(device: str) -> None:
-    if device == "cpu":
-        return
-    import torch
-
-    if not device.startswith("cuda"):
-        raise UserError(f"--device {device!r} is unknown; there are: cpu, cuda.")
-    if not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no CUDA GPU on this machine. Use --device cpu.")
 
 
 def _print_json(value: Any) -> None:

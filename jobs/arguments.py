@@ -1,0 +1,90 @@
+"""Command-line values to what the jobs take. Each mistake is a `UserError` that says what was expected."""
+
+import os
+from typing import TYPE_CHECKING
+
+from ..tokenizers.spec import UserError
+
+if TYPE_CHECKING:
+    from ..pipelines.tokenize import StreamConfig
+
+
+def parse_streams(arguments: list[str] | None) -> list["StreamConfig"]:
+    """Streams from NAME=TOKENIZER[:CODEBOOK]; both baselines if none are named."""
+    from ..pipelines.tokenize import StreamConfig
+    from ..storage.schema import require_stream_name
+
+    streams = []
+    for argument in arguments or ["semantic=mfcc-kmeans", "acoustic=mel-rvq"]:
+        name, equals, rest = argument.partition("=")
+        tokenizer, _, codebook = rest.partition(":")
+        if not equals or not tokenizer:
+            raise UserError(f"--stream {argument!r}: expected NAME=TOKENIZER or NAME=TOKENIZER:CODEBOOK.")
+        require_stream_name(name)
+        streams.append(StreamConfig(name=name, tokenizer=tokenizer, codebook=codebook or tokenizer))
+    names = [stream.name for stream in streams]
+    if len(set(names)) < len(names):
+        raise UserError(f"Two streams have one name: {', '.join(names)}.")
+    return streams
+
+
+def parse_moved(arguments: list[str] | None) -> dict[str, str]:
+    """Where sources are now, from NAME=FOLDER."""
+    moved = {}
+    for argument in arguments or ():
+        name, equals, path = argument.partition("=")
+        if not equals or not os.path.isdir(os.path.expanduser(path)):
+            raise UserError(f"--source {argument!r}: expected NAME=FOLDER with a folder that exists.")
+        moved[name] = os.path.abspath(os.path.expanduser(path))
+    return moved
+
+
+def parse_versions(arguments: list[str] | None) -> dict[str, int]:
+    """Table versions from STREAM=VERSION."""
+    versions = {}
+    for argument in arguments or ():
+        name, _, version = argument.partition("=")
+        if not (version.isascii() and version.isdecimal()):
+            raise UserError(f"--at {argument!r}: expected STREAM=VERSION with a whole number.")
+        versions[name] = int(version)
+    return versions
+
+
+def parse_seconds(text: str) -> float:
+    """A window's length in seconds from 30s, 2.5min or 1h."""
+    for suffix, factor in (("ms", 0.001), ("min", 60), ("s", 1), ("m", 60), ("h", 3600), ("", 1)):
+        if text.endswith(suffix):
+            try:
+                seconds = float(text.removesuffix(suffix)) * factor
+            except ValueError:
+                break
+            if 0.1 <= seconds <= 12 * 3600:
+                return seconds
+            raise UserError(f"--window {text!r} is {seconds:g} s; accepted are 0.1 s to 12 h.")
+    raise UserError(f"--window {text!r} is no length of time; write 30s, 2.5min or 1h.")
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes from 64MB or 2GB."""
+    for suffix, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3), ("B", 1), ("", 1)):
+        if text.upper().endswith(suffix):
+            try:
+                size = int(float(text[: len(text) - len(suffix)]) * factor)
+            except ValueError:
+                break
+            if size > 0:
+                return size
+            break
+    raise UserError(f"--budget {text!r} is no number of bytes; write 64MB or 2GB.")
+
+
+def require_device(device: str) -> None:
+    """Raise `UserError` for a device that is unknown or not there."""
+    if device == "cpu":
+        return
+    import torch
+
+    if not device.startswith("cuda"):
+        raise UserError(f"--device {device!r} is unknown; there are: cpu, cuda.")
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no CUDA GPU on this machine. Use --device cpu.")
