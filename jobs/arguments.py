@@ -70,7 +70,7 @@ def parse_bytes(text: str) -> int:
         if text.upper().endswith(suffix):
             try:
                 size = int(float(text[: len(text) - len(suffix)]) * factor)
-            except ValueError:
+            except (ValueError, OverflowError):
                 break
             if size > 0:
                 return size

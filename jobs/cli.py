@@ -109,7 +109,7 @@ def corpus_build(
         _print_json({name: getattr(counts, name) for name in fields} | {"skipped": result.skipped})
     if result.skipped:
         listed = ", ".join(f"{count:,} {suffix}" for suffix, count in result.skipped.items())
-        _say(f"Passed over, being no audio: {listed}.")
+        _say(f"Passed over, being no audio: {_plain(listed)}.")
     if counts.twice:
         _say(f"{counts.twice:,} entries were named twice and are in once.")
     if counts.replaced:
@@ -228,6 +228,8 @@ def tokenize(
 
     if engine not in ("ray", "inline"):
         raise UserError(f"--engine {engine!r} is unknown; there are: ray, inline.")
+    if not 0 <= max_error_share <= 1:
+        raise UserError(f"--max-error-share {max_error_share} is no share; write 0.05 for 5 %.")
     require_device(device)
 
     def make_engine() -> Engine:
@@ -402,6 +404,8 @@ def export(
     corpus = open_corpus(place)
     if CORPUS in versions:
         corpus = read_snapshot(place, CORPUS, version=versions[CORPUS]) or corpus
+        if not corpus.files:
+            raise UserError(f"The corpus in {place} is empty at version {versions[CORPUS]}. Pin a later one.")
     names = stream or list_streams(place)
     if not names:
         raise UserError(f"There is no stream in {place} yet; make some with `wavemill tokenize {place}`.")

@@ -9,8 +9,8 @@ from ..pipelines.tokenize import ShardReport, ShardTask, Work, Worker, WorkerAbo
 class Engine(Protocol):
     """Runs shard tasks on workers. `close` is called in every case."""
 
-    def start(self, work: Work) -> WorkerAbout:
-        """Make workers ready; what they are."""
+    def start(self, work: Work, num_tasks: int) -> WorkerAbout:
+        """Make workers ready for so many tasks; what they are."""
         ...
 
     def run(self, tasks: Iterable[ShardTask]) -> Iterator[ShardReport]:
@@ -26,7 +26,7 @@ class InlineEngine:
     def __init__(self) -> None:
         self._worker: Worker | None = None
 
-    def start(self, work: Work) -> WorkerAbout:
+    def start(self, work: Work, num_tasks: int) -> WorkerAbout:
         self._worker = Worker(work)
         return self._worker.about()
 

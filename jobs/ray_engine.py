@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -45,6 +46,17 @@ def _prepare_own_cluster() -> None:
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=path)
 
 
+def _require_reachable(address: str | None) -> None:
+    """Raise `RunFailed` if nobody listens at `host:port`, which Ray would wait for without end."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise RunFailed(f"Nobody answers at the Ray address {address}: {error}. Check it, or leave it out.") from error
+
+
 @dataclass(slots=True)
 class _Slot:
     """A place for one worker: its actor and what it is doing."""
@@ -70,8 +82,10 @@ class RayEngine:
         self._work_ref: Any = None
         self._actor_class: Any = None
 
-    def start(self, work: Work) -> WorkerAbout:
+    def start(self, work: Work, num_tasks: int) -> WorkerAbout:
         ray = self._ray
+        if self._address is None:  # a cluster of our own: no more workers than cores, nor than there is work for
+            self._num_workers = min(self._num_workers or num_tasks, os.cpu_count() or 1, num_tasks)
         self._quiet.enter_context(contextlib.redirect_stdout(sys.stderr))  # Ray tells of dead workers on stdout
         self._connect()
         resources = ray.cluster_resources()
@@ -79,7 +93,7 @@ class RayEngine:
         available = int(resources.get("GPU" if on_gpu else "CPU", 0))
         if available == 0:
             raise UserError(f"The Ray cluster has no {'GPU' if on_gpu else 'CPU'} to run workers on.")
-        count = min(self._num_workers or available, available)
+        count = min(self._num_workers or available, available, num_tasks)
         self._actor_class = ray.remote(
             num_cpus=0.5 if on_gpu else 1, num_gpus=1 if on_gpu else 0, max_restarts=0, max_task_retries=0
         )(Worker)
@@ -97,7 +111,13 @@ class RayEngine:
         for actor, about in zip(actors, abouts, strict=True):
             if about not in ready:
                 ray.kill(actor)
-        return self._get(ready[0])
+        try:
+            return self._get(ready[0])
+        except ray.exceptions.RayActorError as error:
+            raise RunFailed(
+                f"A worker could not be started: {str(error).strip().splitlines()[-1]} Every machine of the cluster "
+                "needs the same wavemill installed and must see the same root."
+            ) from error
 
     def run(self, tasks: Iterable[ShardTask]) -> Iterator[ShardReport]:
         queue = deque(tasks)
@@ -119,7 +139,7 @@ class RayEngine:
                 assert task is not None
                 try:
                     report = self._get(done)
-                except self._ray.exceptions.RayActorError:
+                except (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError):
                     attempts[task.shard] += 1
                     print(
                         f"a worker died on shard {task.shard} (time {attempts[task.shard]} of {_ATTEMPTS})",
@@ -148,6 +168,7 @@ class RayEngine:
 
     def _connect(self) -> None:
         ray = self._ray
+        _require_reachable(self._address)
         ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             ray.init(

@@ -11,7 +11,7 @@ from rich.text import Text
 
 def show_corpus(corpus: dict[str, Any]) -> None:
     """Print a corpus's figures."""
-    table = Table(title=f"corpus {_safe(corpus['root'])}, version {corpus['version']}", show_header=False)
+    table = Table(title=Text(f"corpus {_safe(corpus['root'])}, version {corpus['version']}"), show_header=False)
     table.add_column(style="bold")
     table.add_column()
     window = corpus["policy"]["window_s"]
@@ -23,8 +23,8 @@ def show_corpus(corpus: dict[str, Any]) -> None:
     table.add_row("audio", f"{corpus['hours']:.2f} h in {corpus['shards']:,} shards")
     table.add_row("speakers", f"{corpus['speakers']:,}" if corpus["speakers"] else "not known")
     for name in ("sources", "formats", "sample_rates", "languages"):
-        table.add_row(name.replace("_", " "), _counts(corpus[name]))
-    table.add_row("errors", f"{corpus['errors']:,}  {_counts(corpus['errors_by_class'])}")
+        table.add_row(name.replace("_", " "), Text(_counts(corpus[name])))
+    table.add_row("errors", Text(f"{corpus['errors']:,}  {_counts(corpus['errors_by_class'])}"))
     Console().print(table)
 
 

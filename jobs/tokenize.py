@@ -4,6 +4,7 @@ The tables say what is done: a shard whose file a stream's table names. So runni
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from ..pipelines.tokenize import (
     first_difference,
     full_fingerprint,
     load_stream_tokenizer,
+    require_same_corpus,
     require_same_fingerprint,
 )
 from ..storage.failpoints import failpoint
@@ -88,6 +90,7 @@ def tokenize(
         tokenizer = load_stream_tokenizer(root, stream, device="cpu")
         fingerprints[stream.name] = tokenizer.fingerprint
         if (snapshot := snapshots[stream.name]) is not None:
+            require_same_corpus(root, stream.name, snapshot, corpus)
             require_same_fingerprint(root, stream.name, snapshot, tokenizer.fingerprint)
     tasks = _tasks(corpus, streams, snapshots)
     on_start(sum(corpus.files[task.shard].num_rows for task in tasks))
@@ -109,7 +112,7 @@ def tokenize(
     started = time.monotonic()
     running = engine()
     try:
-        about = running.start(work)
+        about = running.start(work, len(tasks))
         for name, fingerprint in fingerprints.items():
             if about.fingerprints[name] != fingerprint:
                 part, theirs, ours = first_difference(about.fingerprints[name], fingerprint)
@@ -151,7 +154,7 @@ class _Run:
         for stream in streams:
             if snapshots[stream.name] is None:
                 spec, fingerprint = about.specs[stream.name], about.fingerprints[stream.name]
-                metadata = stream_metadata(stream, spec, fingerprint, about.numerics)
+                metadata = stream_metadata(stream, corpus, spec, fingerprint, about.numerics)
                 created = create_table(root, stream.folder, schema=stream_schema(spec), metadata=metadata)
                 # another run may have been faster, with another tokenizer
                 require_same_fingerprint(root, stream.name, created, fingerprint)
@@ -159,6 +162,8 @@ class _Run:
         self._require_numerics(about.numerics)
         self._writers = {stream.name: TableWriter(root, stream.folder) for stream in streams}
         self._pending: list[ShardReport] = []
+        self._kinds: Counter[str] = Counter()
+        self._example = ""
         self._last_commit = time.monotonic()
         # rows and errors that the streams hold already count too: a resumed run is the same run
         first = next(iter(self._writers.values())).snapshot
@@ -169,16 +174,18 @@ class _Run:
         self._pending.append(report)
         self._segments += report.num_segments
         self._errors += report.num_errors
-        too_many = self._too_many_errors()
-        waited = time.monotonic() - self._last_commit
-        if too_many or waited >= _COMMIT_EVERY_S or len(self._pending) >= _COMMIT_EVERY_SHARDS:
-            self._commit()
-        if too_many:
+        self._kinds.update(report.errors_by_class)
+        self._example = self._example or report.example_error
+        if self._too_many_errors():  # what is pending is not committed: once mended, it can be done again
             raise RunFailed(
                 f"{self._errors:,} of {self._segments:,} segments so far could not be tokenized: over the limit of "
-                f"{self._options.max_error_share:.1%}. See why with `wavemill quarantine {self._corpus.root_uri}`; "
-                "mend the input, or raise --max-error-share, and run the command again."
+                f"{self._options.max_error_share:.1%} (in this run: "
+                f"{', '.join(f'{kind} {count:,}' for kind, count in self._kinds.most_common())}; "
+                f"for example {self._example}). Mend the input, or raise --max-error-share, and run the command again."
             )
+        waited = time.monotonic() - self._last_commit
+        if waited >= _COMMIT_EVERY_S or len(self._pending) >= _COMMIT_EVERY_SHARDS:
+            self._commit()
 
     def finish(self) -> None:
         """Commit what is left and check that every segment of the corpus has its row in every stream."""
@@ -223,7 +230,7 @@ def _require_complete(name: str, stream: Snapshot, corpus: Snapshot) -> None:
             )
 
 
-_NO_TABLE = Snapshot("", "", -1, {}, {})
+_NO_TABLE = Snapshot("", "", -1, "", {}, {})
 
 
 def open_corpus(root: Root) -> Snapshot:
@@ -237,12 +244,13 @@ def open_corpus(root: Root) -> Snapshot:
 
 
 def stream_metadata(
-    stream: StreamConfig, spec: StreamSpec, fingerprint: dict[str, str], numerics: dict[str, str]
+    stream: StreamConfig, corpus: Snapshot, spec: StreamSpec, fingerprint: dict[str, str], numerics: dict[str, str]
 ) -> dict[str, Any]:
     """What a stream's table says of itself, in the table's description."""
     parts = full_fingerprint(fingerprint)
     return {
         "kind": "stream",
+        "corpus": corpus.table_id,
         "spec": spec.to_json(),
         "codebook": stream.codebook,
         "fingerprint": parts,

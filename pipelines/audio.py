@@ -25,6 +25,7 @@ MAX_CHANNELS = 64
 _BLOCK_FRAMES = 1 << 17  # sample frames decoded at a time
 _MAX_SAMPLE = 1e10  # full scale is 1; integers written as floats reach 2^31; past this, spectra overflow
 _UNKNOWN_LENGTH = 1 << 48  # samples
+_MAX_CHUNKS = 10_000  # of a RIFF file, before its samples
 _STREAMED_WAV = 0x7FFF_0000  # data sizes from here up are what programs write that cannot seek back
 
 
@@ -139,6 +140,7 @@ class _Cutter:
         while position < end:
             if self._begin + len(self._block) <= position:
                 self._begin += len(self._block)
+                self._reader.needed = end - self._begin
                 block = next(self._blocks, None)
                 if block is None:
                     raise AudioError(
@@ -166,6 +168,7 @@ class _SoundfileReader:
             reason = "no frame can be decoded" if error.code == 6 else error.error_string
             raise AudioError("corrupt", f"libsndfile cannot read this {format.name}: {reason}") from error
         # where a seek is sample-exact
+        self.needed = _BLOCK_FRAMES  # samples that the reader's user still wants
         self._seekable = self._sound.seekable() and (
             format.name == "flac" or self._sound.subtype.startswith(("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW"))
         )
@@ -190,7 +193,8 @@ class _SoundfileReader:
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         while True:
             try:
-                block = self._sound.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
+                # no further than asked: damage behind a span must not reach it
+                block = self._sound.read(min(_BLOCK_FRAMES, self.needed), dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
                 raise AudioError("corrupt", f"decoding failed: {error.error_string}") from error
             if len(block) == 0:
@@ -206,6 +210,7 @@ class _AvReader:
     """FFmpeg through PyAV: MP4/M4A, WebM, ADTS. Reads from an open file under a forced demuxer: no names, no links."""
 
     def __init__(self, path: str, format: AudioFormat) -> None:
+        self.needed = 0  # FFmpeg decodes packet by packet whatever is wanted
         self._file = _open(path)
         try:
             self._container = av.open(self._file, mode="r", format=format.demuxer, metadata_errors="replace")
@@ -290,7 +295,10 @@ def _require_whole_wav(file: BinaryIO, size: int) -> None:
     riff = file.read(12)
     order = "big" if riff[:4] == b"RIFX" else "little"
     if riff[:4] != b"RF64":
-        while len(header := file.read(8)) == 8:
+        for _ in range(_MAX_CHUNKS):
+            header = file.read(8)
+            if len(header) < 8:
+                break
             chunk_size = int.from_bytes(header[4:], order)
             if header[:4] == b"data":
                 rest = size - file.tell()

@@ -209,6 +209,8 @@ def _segment_rows(
         yield _finish(row, start, max(0, end - start), error=AudioError("out-of-range", message))
         return
     window = round(policy.window_s * found.sample_rate) if policy.window_s else end - start
+    if end - start > window:
+        row["text"] = None  # which words fall into which window is not known
     for first in range(start, end, window):
         num_samples = min(window, end - first)
         error = None

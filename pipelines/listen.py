@@ -54,6 +54,9 @@ def decode_segments(
     if not 1 <= books <= spec.num_codebooks:
         raise UserError(f"Stream {stream!r} has {spec.num_codebooks} codebooks; {books} were asked for.")
     tokenizer = open_stream_tokenizer(root, stream, snapshot)
+    _require_codes(root, snapshot, ids)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder for the sound.")
     folder.mkdir(parents=True, exist_ok=True)
     wanted = set(ids)
     left = len(wanted) if wanted else limit
@@ -62,15 +65,15 @@ def decode_segments(
             break
         rows = read_parquet(root, corpus.path(shard), schema=CORPUS_SCHEMA).to_pylist()
         codes = read_codes(root, snapshot, shard, num_codebooks=books)
+        if codes.ids != [row["id"] for row in rows]:
+            raise UserError(
+                f"Stream {stream!r} does not hold the corpus's segments in shard {shard}; run `wavemill verify`."
+            )
         for place, row in enumerate(rows):
             if left == 0 or (wanted and row["id"] not in wanted):
                 continue
             codes_KT = codes.codes(place)
             if codes_KT is None:
-                if wanted:
-                    raise UserError(
-                        f"Segment {row['id']} has no codes: {codes.errors[place]} ({codes.error_messages[place]})."
-                    )
                 continue
             num_samples = resampled_length(row["num_samples"], row["sample_rate"], spec.decode_sample_rate)
             sound_N = tokenizer.decode(torch.from_numpy(codes_KT.astype("int64")))[:num_samples]
@@ -79,5 +82,18 @@ def decode_segments(
             wanted.discard(row["id"])
             left -= 1
             yield Decoded(row["id"], row["path"], row["text"], str(path), num_samples / spec.decode_sample_rate)
+
+
+def _require_codes(root: Root, snapshot: Snapshot, ids: frozenset[str]) -> None:
+    """Raise `UserError` if one of `ids` is not in the stream or has an error there."""
+    wanted = set(ids)
+    for shard in snapshot.files if ids else ():
+        codes = read_codes(root, snapshot, shard, num_codebooks=1)
+        for place, segment in enumerate(codes.ids):
+            if segment in ids and codes.errors[place] is not None:
+                raise UserError(
+                    f"Segment {segment} has no codes: {codes.errors[place]} ({codes.error_messages[place]})."
+                )
+            wanted.discard(segment)
     if wanted:
-        raise UserError(f"There is no segment {sorted(wanted)[0]!r} in stream {stream!r} of {root}.")
+        raise UserError(f"There is no segment {sorted(wanted)[0]!r} in {root.join(snapshot.folder)}.")

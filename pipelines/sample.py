@@ -1,7 +1,7 @@
 """Frames for fitting a codebook: a seeded sample over the whole corpus within a byte budget."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,10 @@ def sample_frames(
     keep = min(1.0, budget_frames / total_frames)
     segment_share = min(1.0, keep * _SPREAD)
     chosen = [row for row in _rows(root, corpus, leave_out) if _fraction(seed, row["id"]) < segment_share]
+    if sum(row["duration_s"] for row in chosen) < 0.5 * segment_share * total_s:  # a few long segments: luck is no plan
+        chosen = _first_by_hash(_rows(root, corpus, leave_out), seed, segment_share * total_s)
+    chosen_frames = sum(row["duration_s"] for row in chosen) * features.sample_rate / features.hop_length
+    share = min(1.0, budget_frames / max(chosen_frames, 1.0)) if keep < 1.0 else 1.0
     kept: dict[str, NDArray[np.float32]] = {}
     num_errors = 0
     for index, waveforms in DecodeAhead(chosen, {features.sample_rate}, work):
@@ -63,7 +67,7 @@ def sample_frames(
             continue
         with torch.inference_mode():
             frames_TD = features.extract(waveforms[features.sample_rate]).cpu().numpy()
-        kept[row["id"]] = _share_of(frames_TD, keep / segment_share, seed, row["id"])
+        kept[row["id"]] = _share_of(frames_TD, share, seed, row["id"])
     frames = [kept[row_id] for row_id in sorted(kept)]
     frames_ND = np.concatenate(frames) if frames else np.empty((0, features.dim), dtype=np.float32)
     return Sample(
@@ -80,6 +84,17 @@ def _rows(root: Root, corpus: Snapshot, leave_out: frozenset[str]) -> Iterator[R
         for row in read_parquet(root, corpus.path(shard), schema=CORPUS_SCHEMA).to_pylist():
             if row["error"] is None and row["speaker"] not in leave_out:
                 yield row
+
+
+def _first_by_hash(rows: Iterable[Row], seed: int, wanted_s: float) -> list[Row]:
+    """Rows in the order of their seeded hashes until `wanted_s` seconds are covered."""
+    chosen = []
+    for row in sorted(rows, key=lambda row: _fraction(seed, row["id"])):
+        if wanted_s <= 0:
+            break
+        chosen.append(row)
+        wanted_s -= row["duration_s"]
+    return chosen
 
 
 def _fraction(seed: int, row_id: str) -> float:

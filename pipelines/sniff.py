@@ -74,6 +74,8 @@ def _mpeg(head: bytes) -> AudioFormat | None:
     """MPEG audio or ADTS by a valid frame header (ISO 11172-3, 13818-7)."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
+    if head[1] == 0xFE and not any(head[3:32:2]):
+        return None  # text in UTF-16 behind its byte order mark
     version, layer = head[1] >> 3 & 3, head[1] >> 1 & 3
     if layer == 0:
         return FORMATS["aac"] if head[1] & 0xF0 == 0xF0 and head[2] >> 2 & 15 < 13 else None

@@ -57,12 +57,16 @@ def open_source(argument: str, *, exclude: str) -> Source:
 def _open_source(argument: str, exclude: str) -> Source:
     name, path = _split(argument)
     if glob.has_magic(path) and not os.path.lexists(path):
-        return _glob_source(name, path)
+        return _glob_source(name, path, exclude)
     if not os.path.exists(path):
         raise UserError(f"There is no file or folder {path!r}. Give a folder, a quoted glob or a JSONL manifest.")
     root = os.path.abspath(path)
     if os.path.isdir(root):
         source = Source(name or _name_of(root), root, iter(()))
+        if os.path.realpath(root) == os.path.realpath(exclude):
+            raise UserError(
+                f"{root} is both the source and the root; give the dataset a folder of its own: --to OTHER."
+            )
         for _ in _walk(root, "", exclude):  # a folder that cannot be listed is told before anything is done
             pass
         source.entries = _audio_entries(source, _walk(root, "", exclude))
@@ -108,13 +112,16 @@ def _name_of(folder: str) -> str:
     return os.path.basename(folder) or "root"
 
 
-def _glob_source(name: str, pattern: str) -> Source:
+def _glob_source(name: str, pattern: str, exclude: str) -> Source:
     fixed = pattern
     while glob.has_magic(fixed):
         fixed = os.path.dirname(fixed)
     root = os.path.abspath(fixed or ".")
+    dataset = os.path.realpath(exclude) + os.sep
     paths = sorted(
-        os.path.relpath(path, root) for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)
+        os.path.relpath(path, root)
+        for path in glob.glob(pattern, recursive=True)
+        if not os.path.isdir(path) and not os.path.realpath(path).startswith(dataset)
     )
     if not paths:
         raise UserError(f"The glob {pattern!r} matches no file. (Quote it, and use ** for folders at any depth.)")

@@ -1,9 +1,10 @@
 """One shard: its recordings decoded ahead on threads, each waveform encoded for every stream, one file per stream."""
 
 import json
+import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,7 +22,7 @@ from ..storage.schema import CORPUS_SCHEMA, code_columns, stream_schema
 from ..storage.table import Receipt, Snapshot, write_shard
 from ..tokenizers.codebook import Codebook
 from ..tokenizers.numerics import numerics_class, use_one_thread
-from ..tokenizers.spec import StreamSpec, UserError, num_frames
+from ..tokenizers.spec import RunFailed, StreamSpec, UserError, num_frames
 from ..tokenizers.tokenizer import Tokenizer, fingerprint_hash, load_tokenizer
 from .audio import DECODER_VERSION, AudioError, Span, read_spans
 from .resample import VERSION as RESAMPLER_VERSION
@@ -85,6 +86,8 @@ class ShardReport:
     encode_s: float
     write_s: float
     numerics: dict[str, str]
+    errors_by_class: dict[str, int]
+    example_error: str  # of the first segment with one: its path and why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,16 +142,19 @@ class Worker:
                 self._root, self._folders[name], task.shard, table, codebook_size=tokenizer.spec.codebook_size
             )
         self._receipts_sent += 1
+        errors = [(row, error) for row, error in zip(rows, encoded, strict=True) if isinstance(error, AudioError)]
         return ShardReport(
             shard=task.shard,
             receipts=receipts,
             num_segments=len(rows),
-            num_errors=sum(isinstance(result, AudioError) for result in encoded),
+            num_errors=len(errors),
             duration_s=sum(row["duration_s"] for row in rows),
             decode_s=decode_s,
             encode_s=encode_s,
             write_s=time.perf_counter() - started,
             numerics=self._numerics,
+            errors_by_class=dict(Counter(error.kind for _, error in errors)),
+            example_error=f"{errors[0][0]['path']}: {errors[0][1].message}" if errors else "",
         )
 
 
@@ -181,6 +187,15 @@ def open_stream_tokenizer(root: Root, name: str, snapshot: Snapshot) -> Tokenize
     tokenizer = load_stream_tokenizer(root, config, device="cpu")
     require_same_fingerprint(root, name, snapshot, tokenizer.fingerprint)
     return tokenizer
+
+
+def require_same_corpus(root: Root, name: str, stream: Snapshot, corpus: Snapshot) -> None:
+    """Raise `StreamMismatch` unless the stream was made over this very corpus table."""
+    if stream.metadata["corpus"] != corpus.table_id:
+        raise StreamMismatch(
+            f'Stream "{name}" in {root} was made over another corpus than the one that is there now: its rows are '
+            "other segments. Give the new run another stream name, or restore the old corpus."
+        )
 
 
 def require_same_fingerprint(root: Root, name: str, snapshot: Snapshot, fingerprint: dict[str, str]) -> None:
@@ -270,7 +285,17 @@ def _read_recording(rows: list[Row], path: str, source_root: str, rates: list[in
                 done += 1
                 yield result
         except AudioError as error:  # nothing further can be read in this pass
-            yield from [error] * (len(run) - done)
+            if not os.path.isdir(source_root):
+                raise RunFailed(
+                    f"The source folder {source_root} is not there (any more), so its recordings cannot be read. "
+                    "Mount it, or say where it is now with --source NAME=FOLDER; then run the command again."
+                ) from error
+            if error.kind == "corrupt" and len(run) > 1:
+                # each of the rest in a pass of its own, so that what is good does not depend on its neighbours
+                for row in run[done:]:
+                    yield from _read_recording([row], path, source_root, rates)
+            else:
+                yield from [error] * (len(run) - done)
 
 
 def _ascending_run(rows: list[Row]) -> list[Row]:

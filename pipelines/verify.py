@@ -13,7 +13,7 @@ from ..storage.parquet import CorruptFile, read_parquet
 from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
 from ..storage.table import Snapshot
-from ..tokenizers.spec import StreamSpec, num_frames
+from ..tokenizers.spec import RunFailed, StreamSpec, UserError, num_frames
 from .audio import AudioError
 from .resample import resampled_length
 from .tokenize import Row, encode_segment, open_stream_tokenizer, read_segments
@@ -52,6 +52,8 @@ def verify(
     """Check a whole dataset; `sample` segments are tokenized alone and compared code by code."""
     verdict = Verdict()
     streams = {name: open_stream(root, name) for name in list_streams(root)}
+    if not streams:
+        raise UserError(f"There is no stream in {root} yet; make some with `wavemill tokenize {root}`.")
     for name, snapshot in streams.items():
         for shard in sorted(set(corpus.files) ^ set(snapshot.files)):
             where = "lacks" if shard in corpus.files else "has, unlike the corpus,"
@@ -131,14 +133,20 @@ def _compare_again(
     source_roots: dict[str, str],
     verdict: Verdict,
 ) -> None:
-    tokenizers = {name: open_stream_tokenizer(root, name, snapshot) for name, snapshot in streams.items()}
+    tokenizers = {}
+    for name, snapshot in streams.items():
+        try:
+            tokenizers[name] = open_stream_tokenizer(root, name, snapshot)
+        except UserError as error:
+            verdict.blame(f"stream {name} cannot be tokenized again: {error}")
+    streams = {name: streams[name] for name in tokenizers}
     rates = {tokenizer.spec.sample_rate for tokenizer in tokenizers.values()}
     for shard, members in _by_shard(chosen):
         stored = {
             name: codes for name, snapshot in streams.items() if (codes := _try_read(root, snapshot, shard)) is not None
         }
         for row, place in members:
-            result = next(read_segments([row], rates, source_roots))
+            result = _read_again(row, rates, source_roots)
             if isinstance(result, AudioError):
                 for name, codes in stored.items():
                     if codes.errors[place] is None:
@@ -148,6 +156,13 @@ def _compare_again(
             again = encode_segment(result, {name: tokenizers[name] for name in stored})
             for name, codes in stored.items():
                 _compare(name, row, codes.codes(place), again[name], verdict)
+
+
+def _read_again(row: Row, rates: set[int], source_roots: dict[str, str]) -> Any:
+    try:
+        return next(read_segments([row], rates, source_roots))
+    except RunFailed as error:  # the whole source is gone: here a finding like others
+        return AudioError("missing", str(error))
 
 
 def _compare(name: str, row: Row, stored_KT: Any, again_KT: torch.Tensor, verdict: Verdict) -> None:

@@ -61,7 +61,9 @@ def read_parquet(root: Root, relative: str, *, schema: pa.Schema, columns: list[
         content = root.read_bytes(relative)
         if _content_hash(content) not in relative:
             raise pa.ArrowInvalid("its content is not what its name, which holds the content's hash, says")
-        table = pq.read_table(pa.BufferReader(content), columns=names, page_checksum_verification=True)
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        # on one thread: with PyTorch loaded, pyarrow's own threads may abort the process at its exit
+        table = file.read(columns=names, use_threads=False)
     except FileNotFoundError as error:
         raise CorruptFile(
             f"{root.join(relative)} is named by its table but is not there. "

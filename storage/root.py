@@ -18,7 +18,12 @@ class Root:
         if self.is_local:
             text = os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
         self.uri = text.rstrip("/") or "/"
-        self._fs, self._path = fsspec.core.url_to_fs(self.uri)
+        if "%" in self.uri:
+            raise UserError(f"The root {self.uri} holds a %, which table names cannot; name another folder.")
+        try:
+            self._fs, self._path = fsspec.core.url_to_fs(self.uri)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"The root {self.uri} cannot be opened: {error}.") from error
 
     def __str__(self) -> str:
         return self.uri

@@ -54,6 +54,7 @@ class Snapshot:
     root_uri: str
     folder: str  # relative to the root
     version: int
+    table_id: str  # the table's own: another table in its place has another
     metadata: dict[str, Any]
     files: dict[int, Receipt]  # by shard, ascending
 
@@ -223,7 +224,8 @@ class TableWriter:
 
 
 def _snapshot(root: Root, folder: str, table: DeltaTable) -> Snapshot:
-    return Snapshot(root.uri, folder, table.version(), _metadata(root, folder, table), _files(root, folder, table))
+    metadata, files = _metadata(root, folder, table), _files(root, folder, table)
+    return Snapshot(root.uri, folder, table.version(), str(table.metadata().id), metadata, files)
 
 
 def _metadata(root: Root, folder: str, table: DeltaTable) -> dict[str, Any]:
