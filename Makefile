@@ -22,7 +22,7 @@ demo: $(STAMP)  ## tokenize the speech that ships with wavemill, read it back, p
 	@$(BIN)/wavemill demo --to demo
 
 test: $(STAMP)  ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-all: $(STAMP)  ## run the tests, the slow ones too
 	@$(BIN)/python -m pytest -m 'slow or not slow' --timeout 3600
