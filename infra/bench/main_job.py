@@ -25,7 +25,8 @@ def step(name: str, *arguments: str) -> dict[str, object]:
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr}")
     peak_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"{name:28} {wall_s:8.2f} s   largest process so far {peak_mib:7,.0f} MiB   {done.stderr.splitlines()[-1]}")
+    said = done.stderr.strip().splitlines()[-1:] or [""]
+    print(f"{name:28} {wall_s:8.2f} s   largest process so far {peak_mib:7,.0f} MiB   {said[0]}", flush=True)
     found = json.loads(done.stdout) if done.stdout.strip() else {}
     return {"wall_s": round(wall_s, 2), **(found if isinstance(found, dict) else {})}
 
