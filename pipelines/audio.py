@@ -22,6 +22,7 @@ from .sniff import FORMATS, SNIFF_BYTES, AudioFormat, describe, id3_size, sniff
 DECODER_VERSION = "mix-mean/1"
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 768_000  # Hz
 MAX_CHANNELS = 64
+SEEKABLE_FORMATS = frozenset({"wav", "flac", "aiff", "au", "w64"})  # a span can be reached past damage before it
 _BLOCK_FRAMES = 1 << 17  # sample frames decoded at a time
 _MAX_SAMPLE = 1e10  # full scale is 1; integers written as floats reach 2^31; past this, spectra overflow
 _UNKNOWN_LENGTH = 1 << 48  # samples

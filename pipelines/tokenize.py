@@ -24,7 +24,7 @@ from ..tokenizers.codebook import Codebook
 from ..tokenizers.numerics import numerics_class, use_one_thread
 from ..tokenizers.spec import RunFailed, StreamSpec, UserError, num_frames
 from ..tokenizers.tokenizer import Tokenizer, fingerprint_hash, load_tokenizer
-from .audio import DECODER_VERSION, AudioError, Span, read_spans
+from .audio import DECODER_VERSION, SEEKABLE_FORMATS, AudioError, Span, read_spans
 from .resample import VERSION as RESAMPLER_VERSION
 from .resample import resampled_length
 from .sources import full_path
@@ -290,7 +290,7 @@ def _read_recording(rows: list[Row], path: str, source_root: str, rates: list[in
                     f"The source folder {source_root} is not there (any more), so its recordings cannot be read. "
                     "Mount it, or say where it is now with --source NAME=FOLDER; then run the command again."
                 ) from error
-            if error.kind == "corrupt" and len(run) > 1:
+            if error.kind == "corrupt" and len(run) > 1 and run[0]["format"] in SEEKABLE_FORMATS:
                 # each of the rest in a pass of its own, so that what is good does not depend on its neighbours
                 for row in run[done:]:
                     yield from _read_recording([row], path, source_root, rates)

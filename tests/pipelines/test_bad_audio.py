@@ -22,7 +22,7 @@ from wavemill.jobs.tokenize import open_corpus
 from wavemill.pipelines.audio import AudioError, Span, probe, read_spans
 from wavemill.pipelines.corpus import CorpusPolicy
 from wavemill.pipelines.sources import is_audio
-from wavemill.pipelines.tokenize import Encoded, Row, Work, encode_rows, load_stream_tokenizer
+from wavemill.pipelines.tokenize import Encoded, Row, Work, encode_rows, load_stream_tokenizer, read_segments
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA
@@ -510,3 +510,23 @@ def test_memory_and_threads_for_decoding_ahead_change_no_code(
         for one, other in zip(first, encode(rows, tokenizers, threads=threads, ahead_bytes=ahead_bytes), strict=True):
             assert isinstance(one, dict)
             assert same(one, other)
+
+
+def test_a_window_beside_damage_is_read_alike_alone_and_with_its_neighbours(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.flac"
+    soundfile.write(path, np.random.default_rng(0).standard_normal(16_000 * 30) * 0.1, 16_000)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 255
+    path.write_bytes(content)
+    common = {"source": "s", "source_root": str(tmp_path), "path": path.name, "format": "flac"}
+    rows = [
+        {**common, "size_bytes": len(content), "start_sample": 48_000 * number, "num_samples": 48_000}
+        for number in range(10)
+    ]
+    together = list(read_segments(rows, [16_000], {}))
+    alone = [next(read_segments([row], [16_000], {})) for row in rows]
+    for one, other in zip(together, alone, strict=True):
+        assert isinstance(one, AudioError) == isinstance(other, AudioError)
+        assert isinstance(one, AudioError) or torch.equal(one[16_000], other[16_000])
+    assert isinstance(alone[0], dict)
+    assert isinstance(alone[-1], dict)
