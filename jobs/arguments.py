@@ -50,21 +50,21 @@ def parse_versions(arguments: list[str] | None) -> dict[str, int]:
     return versions
 
 
-def parse_seconds(text: str) -> float:
-    """A window's length in seconds from 30s, 2.5min or 1h."""
+def parse_seconds(text: str, flag: str = "--window", *, least_s: float = 0.1, most_s: float = 12 * 3600) -> float:
+    """A length of time in seconds from 300ms, 30s, 2.5min or 1h."""
     for suffix, factor in (("ms", 0.001), ("min", 60), ("s", 1), ("m", 60), ("h", 3600), ("", 1)):
         if text.endswith(suffix):
             try:
                 seconds = float(text.removesuffix(suffix)) * factor
             except ValueError:
                 break
-            if 0.1 <= seconds <= 12 * 3600:
+            if least_s <= seconds <= most_s:
                 return seconds
-            raise UserError(f"--window {text!r} is {seconds:g} s; accepted are 0.1 s to 12 h.")
-    raise UserError(f"--window {text!r} is no length of time; write 30s, 2.5min or 1h.")
+            raise UserError(f"{flag} {text!r} is {seconds:g} s; accepted are {least_s:g} s to {most_s / 3600:g} h.")
+    raise UserError(f"{flag} {text!r} is no length of time; write 30s, 2.5min or 1h.")
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, flag: str = "--budget") -> int:
     """A number of bytes from 64MB or 2GB."""
     for suffix, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3), ("B", 1), ("", 1)):
         if text.upper().endswith(suffix):
@@ -75,7 +75,7 @@ def parse_bytes(text: str) -> int:
             if size > 0:
                 return size
             break
-    raise UserError(f"--budget {text!r} is no number of bytes; write 64MB or 2GB.")
+    raise UserError(f"{flag} {text!r} is no number of bytes; write 64MB or 2GB.")
 
 
 def require_device(device: str) -> None:

@@ -1,19 +1,39 @@
 """Builds and grows a corpus: lists sources, probes what is new, commits shards."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
-from ..pipelines.corpus import CORPUS, BuildCounts, CorpusPolicy, Known, Row, new_rows, shards
-from ..pipelines.sources import Source, open_source
+from ..pipelines.audio import Limits
+from ..pipelines.corpus import CORPUS, BuildCounts, Known, new_rows, shards
+from ..pipelines.decoder import DecoderSettings
+from ..pipelines.entries import Source
+from ..pipelines.policy import CorpusPolicy
+from ..pipelines.reading import SEPARATORS
+from ..pipelines.segments import Row
+from ..pipelines.sources import open_source
+from ..pipelines.vad import require_vad_model, vad_model
 from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
-from ..storage.table import Receipt, TableWriter, create_table, read_snapshot, write_shard
+from ..storage.table import Receipt, Snapshot, TableWriter, create_table, read_snapshot, write_shard
+from ..tokenizers.separate import Separator
 from ..tokenizers.spec import UserError
 
 _COMMIT_EVERY_SHARDS = 64
+_MAX_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceArgument:
+    """A source as a person names it: `[NAME=]PATH`, and what cannot be seen from what is there."""
+
+    argument: str
+    kind: str = "auto"
+    text_column: str | None = None
+    audio_column: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,41 +45,49 @@ class BuildResult:
 
 def build_corpus(
     root: Root,
-    source_arguments: Sequence[str],
+    source_arguments: Sequence[str | SourceArgument],
     policy: CorpusPolicy,
     *,
     shard_hours: float,
+    limits: Limits | None = None,
+    separate: str | None = None,
+    decoder: DecoderSettings | None = None,
     on_shard: Callable[[pa.Table], None] = lambda table: None,
 ) -> BuildResult:
     """Add what is new in the sources to the corpus of `root`, creating it first if need be.
 
-    Raises `UserError` before anything is written for sources that cannot be read or a corpus built otherwise.
+    `separate` names a file of Conv-TasNet weights; a copy is kept in the root. Raises `UserError` before anything is
+    written for sources that cannot be read or a corpus built otherwise.
     """
-    sources = [open_source(argument, exclude=root.uri) for argument in source_arguments]
+    separator = Separator.from_file(separate) if separate else None
+    if separator is not None:
+        policy = replace(policy, separate=separator.sha256)
+    sources = [_open(argument, exclude=root.uri) for argument in source_arguments]
     _require_apart(sources)
     snapshot = read_snapshot(root, CORPUS)
-    metadata = {"kind": "corpus", "policy": asdict(policy)}
-    if snapshot is not None and snapshot.metadata["policy"] != metadata["policy"]:
-        raise UserError(
-            f"The corpus in {root} was built with {_words(snapshot.metadata['policy'])}, this build asks for "
-            f"{_words(metadata['policy'])}. Build with the same options, or into another root."
-        )
+    policy = _settled(root, policy, snapshot)
     known = Known.read(root, snapshot) if snapshot else Known()
     counts = BuildCounts()
-    rows = new_rows(sources, known, policy, counts)
+    rows = new_rows(
+        sources,
+        known,
+        policy,
+        counts,
+        limits=limits,
+        num_separated=separator.num_sources if separator else 0,
+        settings=decoder,
+        num_threads=min(_MAX_THREADS, os.cpu_count() or 1),
+    )
     first_row = next(rows, None)  # sources are proven readable, and to hold something, before a table is made
     if first_row is None:
         return BuildResult(counts, _skipped(sources), 0)
     root.require_writable()
-    seen = set(snapshot.files) if snapshot else set()
-    if snapshot is None:
-        snapshot = create_table(root, CORPUS, schema=CORPUS_SCHEMA, metadata=metadata)
-    writer = TableWriter(root, CORPUS)
-    if set(writer.snapshot.files) != seen or writer.snapshot.metadata["policy"] != metadata["policy"]:
-        raise UserError(f"The corpus in {root} grew while this build was starting. Run the command again.")
+    if separator is not None:
+        root.write_bytes(f"{SEPARATORS}/{separator.sha256}.safetensors", separator.to_bytes())
+    writer = _writer(root, policy, snapshot)
     pending: list[Receipt] = []
     num_shards = 0
-    first = max(snapshot.files, default=-1) + 1
+    first = max(writer.snapshot.files, default=-1) + 1
     for table in shards(_chain(first_row, rows), first=first, shard_hours=shard_hours):
         pending.append(write_shard(root, CORPUS, table["shard"][0].as_py(), table))
         num_shards += 1
@@ -69,6 +97,46 @@ def build_corpus(
             pending = []
     writer.commit(pending)
     return BuildResult(counts, _skipped(sources), num_shards)
+
+
+def _open(argument: str | SourceArgument, *, exclude: str) -> Source:
+    if isinstance(argument, str):
+        argument = SourceArgument(argument=argument)
+    return open_source(
+        argument.argument,
+        exclude=exclude,
+        kind=argument.kind,
+        text_column=argument.text_column,
+        audio_column=argument.audio_column,
+    )
+
+
+def _settled(root: Root, policy: CorpusPolicy, snapshot: Snapshot | None) -> CorpusPolicy:
+    """The policy with what the corpus's first build settles. Raises `UserError` if the corpus has another one."""
+    if policy.vad is not None:
+        policy = replace(policy, vad=replace(policy.vad, model=vad_model()))
+    if snapshot is None:
+        return policy
+    built = CorpusPolicy.from_json(snapshot.metadata["policy"])
+    if built.vad is not None:
+        require_vad_model(built.vad)
+    if built != policy:
+        raise UserError(
+            f"The corpus in {root} was built with {built.words()}, this build asks for {policy.words()}. "
+            "Build with the same options, or into another root."
+        )
+    return built
+
+
+def _writer(root: Root, policy: CorpusPolicy, snapshot: Snapshot | None) -> TableWriter:
+    metadata: dict[str, Any] = {"kind": "corpus", "policy": policy.to_json()}
+    seen = set(snapshot.files) if snapshot else set()
+    if snapshot is None:
+        create_table(root, CORPUS, schema=CORPUS_SCHEMA, metadata=metadata)
+    writer = TableWriter(root, CORPUS)
+    if set(writer.snapshot.files) != seen or CorpusPolicy.from_json(writer.snapshot.metadata["policy"]) != policy:
+        raise UserError(f"The corpus in {root} grew while this build was starting. Run the command again.")
+    return writer
 
 
 def _require_apart(sources: list[Source]) -> None:
@@ -90,8 +158,3 @@ def _skipped(sources: list[Source]) -> dict[str, int]:
         for suffix, count in source.skipped.items():
             total[suffix] = total.get(suffix, 0) + count
     return dict(sorted(total.items(), key=lambda pair: (-pair[1], pair[0])))
-
-
-def _words(policy: dict[str, Any]) -> str:
-    window = policy["window_s"]
-    return ("whole recordings" if window is None else f"{window:g} s windows") + f", channels {policy['channels']}"

@@ -7,9 +7,11 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from ..pipelines.corpus import CorpusPolicy
+from ..pipelines.entries import AudioError
 from ..pipelines.inspection import describe_corpus, describe_streams
 from ..pipelines.listen import decode_segments
-from ..pipelines.tokenize import Row, StreamConfig, open_stream_tokenizer, read_segments
+from ..pipelines.reading import Row, open_reader
+from ..pipelines.tokenize import StreamConfig, open_stream_tokenizer
 from ..pipelines.verify import verify
 from ..storage.codes import open_stream
 from ..storage.dataset import TokenDataset, collate
@@ -139,9 +141,12 @@ def _first_of_each(root: Root, corpus: Snapshot, speakers: frozenset[str]) -> li
 def _distances(root: Root, corpus: Snapshot, rows: list[Row]) -> dict[int, float]:
     """How far the decoded sound is from the original, by number of codebooks: mean absolute log-mel difference."""
     features = MelFeatures()
-    tokenizer = open_stream_tokenizer(root, "acoustic", open_stream(root, "acoustic"))
+    tokenizer = open_stream_tokenizer(root, "acoustic", open_stream(root, "acoustic"), corpus)
     totals: dict[int, float] = dict.fromkeys((1, 2, 4, 8), 0.0)
-    for waveforms in read_segments(rows, [features.sample_rate], {}):
+    with open_reader(root, corpus.metadata) as reader:
+        heard = list(reader.read(rows, [features.sample_rate]))
+    for waveforms in heard:
+        assert not isinstance(waveforms, AudioError), "they were tokenized"
         original_N = waveforms[features.sample_rate]
         codes_KT = tokenizer.encode(original_N)
         for num_codebooks in totals:

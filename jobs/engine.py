@@ -36,4 +36,6 @@ class InlineEngine:
             yield self._worker.tokenize(task)
 
     def close(self) -> None:
-        self._worker = None
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None

@@ -1,4 +1,4 @@
-"""For people: what `corpus show`, `inspect` and `quarantine` print without --json."""
+"""For people: what `corpus show`, `inspect`, `phones` and `quarantine` print without --json."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +25,16 @@ def show_corpus(corpus: dict[str, Any]) -> None:
     for name in ("sources", "formats", "sample_rates", "languages"):
         table.add_row(name.replace("_", " "), Text(_counts(corpus[name])))
     table.add_row("errors", Text(f"{corpus['errors']:,}  {_counts(corpus['errors_by_class'])}"))
+    Console().print(table)
+
+
+def show_kinds(kinds: dict[str, str]) -> None:
+    """Print the kinds of sources, a line each."""
+    table = Table(show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, sentence in kinds.items():
+        table.add_row(name, Text(sentence))
     Console().print(table)
 
 
@@ -64,6 +74,54 @@ _STREAM_FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "bytes per code": lambda stream: f"{stream['bytes_per_code']:.2f}" if stream["bytes_per_code"] else "-",
     "errors": lambda stream: f"{stream['errors']:,}",
 }
+
+
+def show_segment(segment: dict[str, Any]) -> None:
+    """Print one segment: what the corpus knows of it, then each stream's frames and first codes."""
+    row = segment["corpus"]
+    width = max(map(len, row))
+    for name, value in row.items():
+        if name in ("words", "phones"):
+            value = None if value is None else f"{len(value):,}: {' '.join(label['label'] for label in value[:20])}"
+        if value is not None and value != "":
+            print(f"{name:<{width}}  {_safe(str(value))}")
+    for stream in segment["streams"]:
+        about = f"{stream['num_codebooks']} x {stream['codebook_size']:,} codes, {stream['frame_rate']} frames a second"
+        print(f"\n{stream['stream']}: {stream['tokenizer']}, {about}")
+        if stream["first_codes"] is None:
+            print(f"    no codes: {_safe(stream['missing'])}")
+            continue
+        shown = len(stream["first_codes"][0])
+        print(f"    {stream['frames']:,} frames" + (f", the first {shown}:" if 0 < shown < stream["frames"] else ""))
+        digits = len(str(stream["codebook_size"] - 1))
+        for codes in stream["first_codes"]:
+            print("    " + " ".join(f"{code:>{digits}}" for code in codes))
+
+
+def show_phones(facts: dict[str, Any]) -> None:
+    """Print how well units and phones agree, beside shuffled phones, and what was counted."""
+    chance = facts["shuffled"]
+    table = Table(title=Text(f"{facts['stream']}, codebook {facts['codebook']}: units and phones"))
+    table.add_column("", style="bold")
+    table.add_column("", justify="right")
+    table.add_column("phones shuffled", justify="right")
+    for title, name in (("PNMI", "pnmi"), ("phone purity", "phone_purity"), ("cluster purity", "cluster_purity")):
+        table.add_row(title, *("-" if side[name] is None else f"{side[name]:.3f}" for side in (facts, chance)))
+    table.add_row("units' entropy, bits", f"{facts['unit_entropy_bits']:.2f}")
+    table.add_row("phones' entropy, bits", f"{facts['phone_entropy_bits']:.2f}")
+    table.add_row("shared, bits", f"{facts['mutual_information_bits']:.2f}", f"{chance['mutual_information_bits']:.2f}")
+    table.add_row("phones", f"{len(facts['phones']):,}")
+    table.add_row("used units", f"{facts['used_units']:,} of {facts['codebook_size']:,}")
+    table.add_row("frames", f"{facts['frames']:,}")
+    Console().print(table)
+    print(f"{facts['frames_outside']:,} frames of {facts['segments']:,} labelled segments lie outside all phones.")
+    for count, words in (
+        (facts["segments_without_labels"], "segments have no phones"),
+        (facts["segments_without_codes"], "segments have an error instead of codes"),
+        (facts["shards_missing"], "shards are not done yet"),
+    ):
+        if count:
+            print(f"Left out: {count:,} {words}.")
 
 
 def show_quarantine(rows: list[dict[str, Any]], *, limit: int) -> None:

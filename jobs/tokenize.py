@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..pipelines.corpus import CORPUS
+from ..pipelines.decoder import DecoderSettings
 from ..pipelines.tokenize import (
     ShardReport,
     ShardTask,
@@ -44,6 +45,7 @@ class TokenizeOptions:
     any_numerics: bool = False  # take files of more than one numerics class into a stream
     decode_threads: int = 1
     decode_ahead_bytes: int = 512 * 1024 * 1024
+    decoder: DecoderSettings = DecoderSettings()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,7 +93,7 @@ def tokenize(
         fingerprints[stream.name] = tokenizer.fingerprint
         if (snapshot := snapshots[stream.name]) is not None:
             require_same_corpus(root, stream.name, snapshot, corpus)
-            require_same_fingerprint(root, stream.name, snapshot, tokenizer.fingerprint)
+            require_same_fingerprint(root, stream.name, snapshot, full_fingerprint(tokenizer.fingerprint, corpus))
     tasks = _tasks(corpus, streams, snapshots)
     on_start(sum(corpus.files[task.shard].num_rows for task in tasks))
     summary = Summary()
@@ -108,6 +110,7 @@ def tokenize(
         source_roots=options.source_roots,
         decode_threads=options.decode_threads,
         decode_ahead_bytes=options.decode_ahead_bytes,
+        decoder=options.decoder,
     )
     started = time.monotonic()
     running = engine()
@@ -157,7 +160,7 @@ class _Run:
                 metadata = stream_metadata(stream, corpus, spec, fingerprint, about.numerics)
                 created = create_table(root, stream.folder, schema=stream_schema(spec), metadata=metadata)
                 # another run may have been faster, with another tokenizer
-                require_same_fingerprint(root, stream.name, created, fingerprint)
+                require_same_fingerprint(root, stream.name, created, full_fingerprint(fingerprint, corpus))
                 self._numerics[stream.name] = created.metadata["numerics"]
         self._require_numerics(about.numerics)
         self._writers = {stream.name: TableWriter(root, stream.folder) for stream in streams}
@@ -247,7 +250,7 @@ def stream_metadata(
     stream: StreamConfig, corpus: Snapshot, spec: StreamSpec, fingerprint: dict[str, str], numerics: dict[str, str]
 ) -> dict[str, Any]:
     """What a stream's table says of itself, in the table's description."""
-    parts = full_fingerprint(fingerprint)
+    parts = full_fingerprint(fingerprint, corpus)
     return {
         "kind": "stream",
         "corpus": corpus.table_id,

@@ -1,82 +1,194 @@
-"""Audio files to mono waveforms: probing, decoding, mixing down; bad audio becomes an `AudioError`."""
+"""Audio from an open file: what it is, how long it is, and the samples of spans of it.
 
-import os
-import stat
-from collections.abc import Iterable, Iterator
+Runs in a decoder's child process, so nothing here imports torch. Bad audio is an `AudioError`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from itertools import pairwise
+from typing import BinaryIO, Protocol
 
-import av
 import numpy as np
-import soundfile
-import torch
-from av.error import FFmpegError
 from numpy.typing import NDArray
-from torch import Tensor
 
-from .resample import StreamResampler, can_resample
-from .sniff import FORMATS, SNIFF_BYTES, AudioFormat, describe, id3_size, sniff
+from . import format_chunks, format_mpeg, format_ogg
+from .entries import AudioError
+from .format_bytes import Part
+from .format_pyav import PyavReader
+from .format_soundfile import SoundfileReader, early_end
+from .sniff import FORMATS, SNIFF_BYTES, AudioFormat, describe, sniff
 
-DECODER_VERSION = "mix-mean/1"
-MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 768_000  # Hz
-MAX_CHANNELS = 64
+DECODER_VERSION = "mix-mean/2"
 SEEKABLE_FORMATS = frozenset({"wav", "flac", "aiff", "au", "w64"})  # a span can be reached past damage before it
-_BLOCK_FRAMES = 1 << 17  # sample frames decoded at a time
-_MAX_SAMPLE = 1e10  # full scale is 1; integers written as floats reach 2^31; past this, spectra overflow
-_UNKNOWN_LENGTH = 1 << 48  # samples
-_MAX_CHUNKS = 10_000  # of a RIFF file, before its samples
-_STREAMED_WAV = 0x7FFF_0000  # data sizes from here up are what programs write that cannot seek back
+MIX = -1  # as a channel: the mean of all
+_MAX_TAGS = 16  # ID3v2 tags one behind the other
+_SAMPLE_BYTES = 2  # of decoded audio, for the expansion: int16
 
 
-class AudioError(Exception):
-    """Audio that cannot be tokenized: a class for counting, a message for the person. Becomes a row."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a recording may be; beyond it is an error before anything of that size is allocated."""
 
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.message = " ".join(message.split())[:300]
+    max_bytes: int = 64 << 30
+    max_channels: int = 64
+    min_sample_rate: int = 4_000  # Hz
+    max_sample_rate: int = 768_000  # Hz
+    max_duration_s: float = 100 * 3600
+    max_expansion: float = 10_000  # decoded bytes, as int16, for each byte of the file; silent FLAC reaches 2,000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """What a recording's header says."""
+    """What a recording is."""
 
-    format: AudioFormat
+    format: str  # a key of `sniff.FORMATS`
     size_bytes: int
     sample_rate: int  # Hz
     num_channels: int
-    num_samples: int  # per channel
+    num_samples: int  # per channel; decoding gives exactly as many, or ends in an error
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Part of a recording, in samples at its own rate."""
+    """Part of a recording, in samples at its own rate, and the channels wanted of it (`MIX`: their mean)."""
 
     start_sample: int
     num_samples: int
+    channels: tuple[int, ...] = (MIX,)
 
 
-def probe(path: str) -> Probe:
-    """Read a file's header. Where the header does not say the exact length, the audio is decoded to count it.
+class _Reader(Protocol):
+    """A pass over one recording."""
 
-    Raises `AudioError`.
+    needed: int
+    sample_rate: int
+    num_channels: int
+    num_samples: int | None
+
+    def seek_near(self, sample: int) -> int: ...
+    def blocks(self) -> Iterator[NDArray[np.float32]]: ...
+    def early_end(self, promised: int) -> AudioError: ...
+    def close(self) -> None: ...
+
+
+def identify(file: BinaryIO) -> AudioFormat:
+    """The format that a file's first bytes show, ID3 tags skipped; the file is left rewound.
+
+    Raises `AudioError`: "empty", "not-audio", "unreadable".
     """
-    with _open(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        format = _identify(file)
-        if format.name == "wav":
-            _require_whole_wav(file, size)
-    with closing(_reader(path, format)) as reader:
-        _require_sane(reader.sample_rate, reader.num_channels)
+    return _locate(file)[0]
+
+
+def probe(file: BinaryIO, size: int, limits: Limits, *, on_progress: Callable[[], None] = lambda: None) -> Probe:
+    """What a recording of `size` bytes is. Where no header says the exact length, the audio is decoded to count it.
+
+    `on_progress` is called now and then. Raises `AudioError`.
+    """
+    _require(size <= limits.max_bytes, "it has {:,} bytes", size, limits.max_bytes, "--max-bytes")
+    format, place = _locate(file)
+    audio = Part(file, place, size - place)
+    format = _refined(format, audio, on_progress)
+    if format.name != "mp4":  # its index is read first, so that windows before the cut can be had
+        _require_whole(format, audio)
+    try:
+        return _measured(audio, size, format, limits, on_progress)
+    except AudioError as error:
+        if not format.fallback or error.kind != "corrupt":
+            raise
+        try:
+            return _measured(audio, size, FORMATS[format.fallback], limits, on_progress)
+        except AudioError:
+            raise error from None
+
+
+def decode(
+    file: BinaryIO, size: int, *, format: str, spans: Sequence[Span]
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Samples of ascending spans that do not overlap, from one pass: span index and float32 `[n, channels]`.
+
+    `format` is the one that `probe` found. Pieces come in order and add up to each span's length. A channel that the
+    recording does not have (at this place) is silence. Raises `AudioError` where nothing further can be read.
+    """
+    assert all(one.start_sample + one.num_samples <= other.start_sample for one, other in pairwise(spans))
+    known = FORMATS.get(format)
+    if known is None:
+        raise AudioError("unsupported", f"the format {format!r} is none that this version reads")
+    _, place = _locate(file)
+    with closing(_reader(Part(file, place, size - place), known)) as reader:
+        cutter = _Cutter(reader)
+        for index, span in enumerate(spans):
+            for piece_NC in cutter.cut(span):
+                yield index, piece_NC
+
+
+def _locate(file: BinaryIO) -> tuple[AudioFormat, int]:
+    """The format and the byte it begins with, behind ID3v2 tags and the zeros that pad them."""
+    try:
+        file.seek(0)
+        first = head = file.read(SNIFF_BYTES)
+        place = 0
+        for _ in range(_MAX_TAGS):
+            tag = format_mpeg.id3_size(head)
+            zeros = len(head) - len(head.lstrip(b"\0")) if place else 0
+            if not tag and not zeros:
+                break
+            place += tag or zeros
+            file.seek(place)
+            head = file.read(SNIFF_BYTES)
+        file.seek(0)
+    except OSError as error:
+        raise AudioError("unreadable", f"the file cannot be read: {error.strerror or error}") from error
+    found = sniff(head)
+    if found is None:
+        raise AudioError("empty" if not first else "not-audio", f"this is {describe(first)}")
+    return found, place
+
+
+def _refined(format: AudioFormat, audio: Part, on_progress: Callable[[], None]) -> AudioFormat:
+    """The format after a closer look than the first bytes allow."""
+    if format.name == "ogg":
+        links = format_ogg.scan(audio, on_progress)
+        if not any(link.has_audio for link in links):
+            raise AudioError("no-samples", "the Ogg file holds no stream of audio")
+        if len(links) > 1:
+            return FORMATS["ogg-chained"]
+        return format if links[0].simple else FORMATS["ogg-ffmpeg"]
+    if format.name == "mp3":
+        if len(format_mpeg.links(audio)) > 1:
+            return FORMATS["mp3-chained"]
+        if format_mpeg.goes_on_behind_tag(audio):
+            return FORMATS["mp3-untagged"]
+    return format
+
+
+def _require_whole(format: AudioFormat, audio: Part) -> None:
+    if format.name in ("aac", "mp3-untagged") and format_mpeg.ends_inside_frame(format.name, audio):
+        raise AudioError("truncated", "the file ends in the middle of its last frame")
+    found = format_chunks.promise(format.name, audio)
+    if found and found.found < found.promised:
+        raise AudioError(
+            "truncated",
+            f"the header promises {found.promised:,} bytes of samples, the file has {max(0, found.found):,}",
+        )
+
+
+def _measured(audio: Part, size: int, format: AudioFormat, limits: Limits, on_progress: Callable[[], None]) -> Probe:
+    with closing(_reader(audio, format)) as reader:
+        _require_sane(reader, limits)
         num_samples = reader.num_samples
         if num_samples is None:
-            num_samples = sum(len(block) for block in reader.blocks())
+            num_samples = 0
+            for block_NC in reader.blocks():
+                num_samples += len(block_NC)
+                _require_bounded(reader, num_samples, size, limits)
+                on_progress()
+            _require_sane(reader, limits)  # channels may have come in between
         if num_samples <= 0:
             raise AudioError("no-samples", f"the {format.name} header is there, but no samples follow it")
+        _require_bounded(reader, num_samples, size, limits)
         return Probe(
-            format=format,
+            format=format.name,
             size_bytes=size,
             sample_rate=reader.sample_rate,
             num_channels=reader.num_channels,
@@ -84,55 +196,74 @@ def probe(path: str) -> Probe:
         )
 
 
-def probe_format(path: str) -> AudioFormat:
-    """The format that a file's first bytes show. Raises `AudioError` for one that is no audio or cannot be opened."""
-    with _open(path) as file:
-        return _identify(file)
+def _reader(audio: Part, format: AudioFormat) -> _Reader:
+    if format.name == "ogg-chained":
+        links = [
+            (audio.part(link.start, link.end - link.start), FORMATS["ogg" if link.simple else "ogg-ffmpeg"])
+            for link in format_ogg.scan(audio)
+            if link.has_audio
+        ]
+        return _ChainReader(links)
+    if format.name == "mp3-chained":
+        return _ChainReader(
+            [
+                (audio.part(start, end - start), FORMATS["mp3" if tagged else "mp3-untagged"])
+                for start, end, tagged in format_mpeg.links(audio)
+            ]
+        )
+    return SoundfileReader(audio, format) if format.backend == "soundfile" else PyavReader(audio, format)
 
 
-def read_spans(
-    path: str, *, format_name: str, size_bytes: int, spans: Iterable[Span], sample_rates: Iterable[int]
-) -> Iterator["dict[int, Tensor] | AudioError"]:
-    """Waveforms of ascending spans of one recording, each mixed down to mono and at each wanted sample rate.
+class _ChainReader:
+    """Recordings one behind the other in a file: the links of a chained Ogg, MP3 files put together."""
 
-    The file is decoded once, front to back, and only resampled audio is kept. Yields `{rate: float32 [N]}` per span,
-    or its `AudioError` where only that span is bad. Raises `AudioError` where nothing further can be read.
-    """
-    with _open(path) as file:
-        found = os.fstat(file.fileno()).st_size
-    if found != size_bytes:
-        raise AudioError("changed", f"the file had {size_bytes:,} bytes when the corpus was built, now {found:,}")
-    rates = sorted(set(sample_rates))
-    with closing(_reader(path, FORMATS[format_name])) as reader:
-        for rate in rates:
-            if not can_resample(reader.sample_rate, rate):
-                raise AudioError(
-                    "unsupported", f"{reader.sample_rate:,} Hz has no small whole-number ratio to {rate:,} Hz"
-                )
-        cutter = _Cutter(reader)
-        for span in spans:
-            sinks = {rate: StreamResampler(span.num_samples, reader.sample_rate, rate) for rate in rates}
-            finite = True
-            for piece_N in cutter.cut(span):
-                finite = finite and bool((piece_N.abs() <= _MAX_SAMPLE).all())  # false for NaN, too
-                for sink in sinks.values():
-                    sink.push(piece_N)
-            if finite:
-                yield {rate: sink.finish() for rate, sink in sinks.items()}
-            else:
-                yield AudioError("non-finite", f"there are samples that are NaN, infinite or beyond {_MAX_SAMPLE:.0e}")
+    def __init__(self, links: list[tuple[Part, AudioFormat]]) -> None:
+        self.needed = 0
+        self._links = links
+        self._position = 0
+        self.num_samples: int | None = None
+        with closing(_reader(*self._links[0])) as first:
+            self.sample_rate, self.num_channels = first.sample_rate, first.num_channels
+
+    def seek_near(self, sample: int) -> int:
+        """Reading always begins at the first sample."""
+        del sample
+        return 0
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        for number, (audio, format) in enumerate(self._links, start=1):
+            with closing(_reader(audio, format)) as link:
+                if link.sample_rate != self.sample_rate:
+                    raise AudioError(
+                        "unsupported",
+                        f"part {number} of the file has {link.sample_rate:,} Hz, the first has {self.sample_rate:,} Hz",
+                    )
+                self.num_channels = max(self.num_channels, link.num_channels)
+                begin = self._position
+                for block_NC in link.blocks():
+                    self._position += len(block_NC)
+                    yield block_NC
+                if link.num_samples is not None and self._position < begin + link.num_samples:
+                    raise link.early_end(link.num_samples)
+
+    def early_end(self, promised: int) -> AudioError:
+        """The error for a recording that gave fewer samples than `promised`."""
+        return early_end(promised, self._position, cut=False)
+
+    def close(self) -> None:
+        """Each link is closed behind its last block."""
 
 
 class _Cutter:
-    """Mono pieces of ascending spans from one pass over a reader's blocks."""
+    """Pieces of ascending spans from one pass over a reader's blocks."""
 
-    def __init__(self, reader: "_SoundfileReader | _AvReader") -> None:
+    def __init__(self, reader: _Reader) -> None:
         self._reader = reader
         self._blocks: Iterator[NDArray[np.float32]] | None = None
         self._begin = 0  # sample at which `_block` begins
         self._block = np.empty((0, 1), dtype=np.float32)
 
-    def cut(self, span: Span) -> Iterator[Tensor]:
+    def cut(self, span: Span) -> Iterator[NDArray[np.float32]]:
         end = span.start_sample + span.num_samples
         if self._blocks is None:
             self._begin = self._reader.seek_near(span.start_sample)
@@ -144,203 +275,57 @@ class _Cutter:
                 self._reader.needed = end - self._begin
                 block = next(self._blocks, None)
                 if block is None:
-                    raise AudioError(
-                        "truncated",
-                        f"the header promises {end:,} samples or more, decoding ended after {self._begin:,}",
-                    )
+                    raise self._reader.early_end(end)
                 self._block = block
                 continue
             part = self._block[position - self._begin : end - self._begin]
-            mono = np.ascontiguousarray(part.mean(axis=1, dtype=np.float32) if part.shape[1] > 1 else part[:, 0])
-            position += len(mono)
-            yield torch.from_numpy(mono)
+            position += len(part)
+            yield _channels(part, span.channels)
 
 
-class _SoundfileReader:
-    """libsndfile: WAV, FLAC, MP3, Ogg and their kin."""
-
-    def __init__(self, path: str, format: AudioFormat) -> None:
-        self._file = _open(path)
-        try:
-            self._sound = soundfile.SoundFile(self._file.fileno(), closefd=False)
-        except soundfile.LibsndfileError as error:
-            self._file.close()
-            # code 6 speaks of a missing file; with an open file it means that nothing in it could be decoded
-            reason = "no frame can be decoded" if error.code == 6 else error.error_string
-            raise AudioError("corrupt", f"libsndfile cannot read this {format.name}: {reason}") from error
-        # where a seek is sample-exact
-        self.needed = _BLOCK_FRAMES  # samples that the reader's user still wants
-        self._seekable = self._sound.seekable() and (
-            format.name == "flac" or self._sound.subtype.startswith(("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW"))
-        )
-        # python-soundfile seeks after every read and never reads past the length it was promised; a seek makes MP3
-        # lose its bit reservoir and so glitch, and for a stream without a length the promise is wrong
-        self._sound.seekable = lambda: False
-        self.sample_rate = self._sound.samplerate
-        self.num_channels = self._sound.channels
-        # MPEG frames are estimated without a tag, and a streamed FLAC has a length of 2^63 - 1: None, count them
-        exact = format.exact_length and not (format.name == "wav" and "MPEG" in self._sound.subtype)
-        self.num_samples = self._sound.frames if exact and self._sound.frames < _UNKNOWN_LENGTH else None
-
-    def seek_near(self, sample: int) -> int:
-        """Move to `sample` where that is exact; the sample that reading will begin at."""
-        if sample == 0 or not self._seekable:
-            return 0
-        try:
-            return self._sound.seek(sample)
-        except soundfile.LibsndfileError as error:
-            raise AudioError("corrupt", f"cannot seek to sample {sample:,}: {error.error_string}") from error
-
-    def blocks(self) -> Iterator[NDArray[np.float32]]:
-        while True:
-            try:
-                # no further than asked: damage behind a span must not reach it
-                block = self._sound.read(min(_BLOCK_FRAMES, self.needed), dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                raise AudioError("corrupt", f"decoding failed: {error.error_string}") from error
-            if len(block) == 0:
-                return
-            yield block.astype(np.float32, copy=False)
-
-    def close(self) -> None:
-        self._sound.close()
-        self._file.close()
+def _channels(block_NC: NDArray[np.float32], channels: tuple[int, ...]) -> NDArray[np.float32]:
+    """The wanted channels of a block, in their order."""
+    num_channels = block_NC.shape[1]
+    if num_channels == 1 and channels in ((MIX,), (0,)):
+        return block_NC
+    wanted = np.zeros((len(block_NC), len(channels)), dtype=np.float32)
+    for column, channel in enumerate(channels):
+        if channel == MIX:
+            wanted[:, column] = block_NC.mean(axis=1, dtype=np.float32) if num_channels > 1 else block_NC[:, 0]
+        elif channel < num_channels:
+            wanted[:, column] = block_NC[:, channel]
+    return wanted
 
 
-class _AvReader:
-    """FFmpeg through PyAV: MP4/M4A, WebM, ADTS. Reads from an open file under a forced demuxer: no names, no links."""
-
-    def __init__(self, path: str, format: AudioFormat) -> None:
-        self.needed = 0  # FFmpeg decodes packet by packet whatever is wanted
-        self._file = _open(path)
-        try:
-            self._container = av.open(self._file, mode="r", format=format.demuxer, metadata_errors="replace")
-            self._stream = next(iter(self._container.streams.audio), None)
-        except (FFmpegError, ValueError) as error:
-            self._file.close()
-            raise AudioError("corrupt", f"FFmpeg cannot read this {format.name}: {_reason(error)}") from error
-        if self._stream is None:
-            self.close()
-            raise AudioError("no-samples", f"the {format.name} holds no audio track")
-        context = self._stream.codec_context
-        if context is None:
-            self.close()
-            raise AudioError(
-                "unsupported", f"the audio track of this {format.name} has a codec that FFmpeg cannot decode"
-            )
-        self.sample_rate = context.sample_rate or 0
-        self.num_channels = context.channels or 0
-        self.num_samples = None
-        if format.exact_length and self._stream.duration and self._stream.time_base and not _is_fragmented(self._file):
-            # the track's own length: padding that the encoder added is cut away (ISO 14496-12 edit lists)
-            self.num_samples = round(self._stream.duration * self._stream.time_base * self.sample_rate)
-
-    def seek_near(self, sample: int) -> int:
-        del sample
-        return 0
-
-    def blocks(self) -> Iterator[NDArray[np.float32]]:
-        to_float = av.AudioResampler(format="flt")  # packed: PyAV cannot hand over more than 8 planes
-        try:
-            for frame in self._container.decode(self._stream):
-                assert isinstance(frame, av.AudioFrame)
-                if frame.sample_rate != self.sample_rate or len(frame.layout.channels) != self.num_channels:
-                    raise AudioError("unsupported", "the sample rate or the channels change inside the file")
-                for packed in to_float.resample(frame):
-                    yield packed.to_ndarray().reshape(-1, self.num_channels).astype(np.float32, copy=False)
-        except (FFmpegError, ValueError) as error:
-            raise AudioError("corrupt", f"decoding failed: {_reason(error)}") from error
-
-    def close(self) -> None:
-        self._container.close()
-        self._file.close()
-
-
-def _reader(path: str, format: AudioFormat) -> _SoundfileReader | _AvReader:
-    return _SoundfileReader(path, format) if format.backend == "soundfile" else _AvReader(path, format)
-
-
-def _open(path: str) -> BinaryIO:
-    """Open a regular file. A FIFO or a device would block for ever, so what it is is asked first."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise AudioError("not-a-file", "not a regular file")
-        return Path(path).open("rb")
-    except FileNotFoundError as error:
-        raise AudioError("missing", "the file is not there") from error
-    except (OSError, ValueError) as error:
-        raise AudioError("unreadable", f"the file cannot be opened: {_reason(error)}") from error
-
-
-def _identify(file: BinaryIO) -> AudioFormat:
-    """The format that a file's first bytes show; the file is left rewound. Raises `AudioError` if it is no audio."""
-    try:
-        head = file.read(SNIFF_BYTES)
-        tag = id3_size(head)
-        if tag:
-            file.seek(tag)
-            behind_tag = file.read(SNIFF_BYTES).lstrip(b"\0")
-            found = sniff(behind_tag)
-        else:
-            found = sniff(head)
-        file.seek(0)
-    except OSError as error:
-        raise AudioError("unreadable", f"the file cannot be read: {_reason(error)}") from error
-    if found is None:
-        raise AudioError("empty" if not head else "not-audio", f"this is {describe(head)}")
-    return found
-
-
-def _require_whole_wav(file: BinaryIO, size: int) -> None:
-    """Raise `AudioError` if the data chunk promises more than the file has: libsndfile would say nothing."""
-    riff = file.read(12)
-    order = "big" if riff[:4] == b"RIFX" else "little"
-    if riff[:4] != b"RF64":
-        for _ in range(_MAX_CHUNKS):
-            header = file.read(8)
-            if len(header) < 8:
-                break
-            chunk_size = int.from_bytes(header[4:], order)
-            if header[:4] == b"data":
-                rest = size - file.tell()
-                if rest < chunk_size < _STREAMED_WAV:
-                    raise AudioError(
-                        "truncated",
-                        f"the header promises {chunk_size:,} bytes of samples, the file has {rest:,}",
-                    )
-                break
-            file.seek(chunk_size + chunk_size % 2, os.SEEK_CUR)
-    file.seek(0)
-
-
-def _is_fragmented(file: BinaryIO) -> bool:
-    """Whether an MP4 is in fragments (ISO 14496-12 `moof`), whose index does not know the exact length."""
-    place = file.tell()
-    file.seek(0)
-    try:
-        while len(header := file.read(16)) >= 8:
-            size = int.from_bytes(header[:4])
-            if header[4:8] == b"moof":
-                return True
-            if size == 1:
-                size = int.from_bytes(header[8:16])
-            if size < 8:
-                return False
-            file.seek(size - len(header), os.SEEK_CUR)
-        return False
-    finally:
-        file.seek(place)
-
-
-def _require_sane(sample_rate: int, num_channels: int) -> None:
-    if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
+def _require_sane(reader: _Reader, limits: Limits) -> None:
+    if not limits.min_sample_rate <= reader.sample_rate <= limits.max_sample_rate:
         raise AudioError(
             "unsupported",
-            f"the sample rate is {sample_rate:,} Hz; accepted are {MIN_SAMPLE_RATE:,} to {MAX_SAMPLE_RATE:,} Hz",
+            f"the sample rate is {reader.sample_rate:,} Hz; accepted are {limits.min_sample_rate:,} to "
+            f"{limits.max_sample_rate:,} Hz (--min-sample-rate, --max-sample-rate)",
         )
-    if not 1 <= num_channels <= MAX_CHANNELS:
-        raise AudioError("unsupported", f"there are {num_channels:,} channels; accepted are 1 to {MAX_CHANNELS}")
+    if not 1 <= reader.num_channels <= limits.max_channels:
+        raise AudioError(
+            "unsupported",
+            f"there are {reader.num_channels:,} channels; accepted are 1 to {limits.max_channels:,} (--max-channels)",
+        )
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+def _require_bounded(reader: _Reader, num_samples: int, size: int, limits: Limits) -> None:
+    seconds = num_samples / reader.sample_rate
+    _require(
+        seconds <= limits.max_duration_s, "it lasts {:,.0f} seconds", seconds, limits.max_duration_s, "--max-recording"
+    )
+    expansion = num_samples * reader.num_channels * _SAMPLE_BYTES / max(1, size)
+    _require(
+        expansion <= limits.max_expansion,
+        "each byte of it becomes {:,.0f} bytes of samples",
+        expansion,
+        limits.max_expansion,
+        "--max-expansion",
+    )
+
+
+def _require(holds: bool, found: str, value: float, limit: float, option: str) -> None:
+    if not holds:
+        raise AudioError("too-large", f"{found.format(value)}; accepted are up to {limit:,} ({option} raises it)")

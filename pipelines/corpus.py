@@ -1,45 +1,34 @@
 """From sources to the rows of a corpus: probe, segment, assign to shards. Append-only: what is known is passed over."""
 
 import itertools
-import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
 from ..storage.parquet import read_parquet
 from ..storage.root import Root
-from ..storage.schema import CORPUS_SCHEMA, segment_id
+from ..storage.schema import CORPUS_SCHEMA
 from ..storage.table import Snapshot
 from ..tokenizers.spec import UserError
-from .audio import AudioError, Probe, probe
-from .sniff import FORMATS
-from .sources import Entry, Source, full_path
+from .audio import Limits, Probe
+from .decoder import DecoderSettings
+from .entries import Entry, Source
+from .policy import CorpusPolicy
+from .segments import Finding, KnownRecording, Prober, Row, segment_rows
+from .source_paths import plain_path
 
 CORPUS = "corpus"
-CHANNEL_POLICIES = ("mix",)
-MAX_SEGMENT_S = 12 * 3600
 _MAX_SHARD_SEGMENTS = 20_000
 _PROBES_AHEAD = 256
-_PROBE_THREADS = 8
 
 _KNOWN_COLUMNS = [
-    *("id", "source", "source_root", "path", "format", "size_bytes"),
-    *("sample_rate", "num_channels", "recording_samples"),
+    *("id", "source", "source_root", "path", "member", "format", "size_bytes"),
+    *("sample_rate", "num_channels", "recording_samples", "start_sample", "num_samples"),
 ]
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CorpusPolicy:
-    """How recordings become segments: fixed when a corpus is created, the same for all that is added later."""
-
-    window_s: float | None = None  # None: whole recordings
-    channels: str = "mix"
 
 
 @dataclass(slots=True)
@@ -47,7 +36,7 @@ class Known:
     """What a corpus holds already, for telling what is new."""
 
     ids: set[str] = field(default_factory=set)
-    recordings: dict[tuple[str, str], tuple[int | None, Probe | None]] = field(default_factory=dict)
+    recordings: dict[tuple[str, str, str], KnownRecording] = field(default_factory=dict)  # by source, path, member
     roots: dict[str, str] = field(default_factory=dict)  # source name -> where it was
 
     @classmethod
@@ -62,12 +51,14 @@ class Known:
     def add(self, row: Row) -> None:
         self.ids.add(row["id"])
         self.roots[row["source"]] = row["source_root"]
-        self.recordings[row["source"], row["path"]] = (row["size_bytes"], _probe_of(row))
+        key = (row["source"], row["path"], row["member"])
+        recording = self.recordings.setdefault(key, KnownRecording(row["size_bytes"], _probe_of(row)))
+        recording.spans.append((row["start_sample"], row["start_sample"] + row["num_samples"]))
 
 
 @dataclass(slots=True)
 class BuildCounts:
-    """What a build met. Every entry of every source is counted once as new, known, changed or twice named."""
+    """What a build met. Every segment of every source is counted once as new, known, replaced, twice or left out."""
 
     new: int = 0
     known: int = 0
@@ -75,30 +66,50 @@ class BuildCounts:
     twice: int = 0  # named twice by this build
     errors: int = 0
     duration_s: float = 0.0
+    left_out: Counter[str] = field(default_factory=Counter)  # by the filters and the segmentation, with the reason
 
 
-def new_rows(sources: Iterable[Source], known: Known, policy: CorpusPolicy, counts: BuildCounts) -> Iterator[Row]:
+def new_rows(
+    sources: Iterable[Source],
+    known: Known,
+    policy: CorpusPolicy,
+    counts: BuildCounts,
+    *,
+    limits: Limits | None = None,
+    num_separated: int = 0,
+    settings: DecoderSettings | None = None,
+    num_threads: int = 4,
+) -> Iterator[Row]:
     """Rows, without a shard yet, of all segments that the corpus does not have, in the order of the sources.
 
-    Headers are probed on threads, a bounded number ahead. Raises `UserError` for two sources of one name.
+    Recordings are probed, and where the policy asks for it listened to, on `num_threads` threads with a decoder
+    process each, a bounded number ahead. With `num_separated`, each segment has as many children, one per separated
+    source. Raises `UserError` for two sources of one name.
     """
     _require_own_names(sources := list(sources), known)
-    for source, entry, found in _probed(sources, known):
-        size, result = found
-        seen = known.recordings.get((source.name, _plain_path(entry)))
-        for row in _segment_rows(source, entry, size, result, policy):
-            if row["id"] not in known.ids:
-                known.ids.add(row["id"])
-                counts.new += 1
-                counts.errors += row["error"] is not None
-                counts.duration_s += row["duration_s"]
-                yield row
-            elif seen is None:
-                counts.twice += 1
-            elif seen[0] != size:
-                counts.replaced += 1
-            else:
-                counts.known += 1
+    with ExitStack() as stack:
+        probers = [
+            stack.enter_context(Prober(policy, limits or Limits(), settings or DecoderSettings()))
+            for _ in range(num_threads)
+        ]
+        for source, entry, finding in _findings(sources, known, probers):
+            key = (source.name, plain_path(entry.path), entry.member)
+            seen = known.recordings.get(key)
+            for row in segment_rows(source, entry, finding, policy, num_separated=num_separated):
+                if row["id"] not in known.ids:
+                    known.ids.add(row["id"])
+                    counts.new += 1
+                    counts.errors += row["error"] is not None
+                    counts.duration_s += row["duration_s"]
+                    yield row
+                elif seen is None:
+                    counts.twice += 1
+                elif seen.size_bytes != finding.size_bytes:
+                    counts.replaced += 1
+                else:
+                    counts.known += 1
+            counts.known += finding.known_segments
+            counts.left_out.update(finding.left_out)
 
 
 def shards(rows: Iterable[Row], *, first: int, shard_hours: float) -> Iterator[pa.Table]:
@@ -131,124 +142,39 @@ def _require_own_names(sources: list[Source], known: Known) -> None:
             )
 
 
-def _probed(sources: list[Source], known: Known) -> Iterator[tuple[Source, Entry, "_Found"]]:
-    """Entries with what their headers say, in order, probed on threads a bounded number ahead."""
-    pending: deque[tuple[Source, Entry, Future[_Found]]] = deque()
-    with ThreadPoolExecutor(_PROBE_THREADS, thread_name_prefix="probe") as pool:
-        for source in sources:
-            for entry in source.entries:
-                seen = known.recordings.get((source.name, _plain_path(entry)))
-                pending.append((source, entry, pool.submit(_find, source.root, entry.path, seen)))
-                if len(pending) >= _PROBES_AHEAD:
-                    done = pending.popleft()
-                    yield done[0], done[1], done[2].result()
-        while pending:
-            done = pending.popleft()
-            yield done[0], done[1], done[2].result()
+def _findings(sources: list[Source], known: Known, probers: list[Prober]) -> Iterator[tuple[Source, Entry, Finding]]:
+    """Entries with what their recordings are, in order; entries of one recording are found one after the other."""
+    pending: deque[tuple[Source, Entry, Future[Finding]]] = deque()
+    with ExitStack() as stack:
+        pools = [
+            stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix=f"probe-{number}"))
+            for number in range(len(probers))
+        ]
+        try:
+            for source in sources:
+                for entry in source.entries:
+                    seen = known.recordings.get((source.name, plain_path(entry.path), entry.member))
+                    turn = hash((source.name, entry.path)) % len(pools)  # a container is read front to back by one
+                    job = pools[turn].submit(probers[turn].find, source.root, entry, seen)
+                    pending.append((source, entry, job))
+                    if len(pending) >= _PROBES_AHEAD:
+                        yield _result(pending.popleft())
+            while pending:
+                yield _result(pending.popleft())
+        finally:
+            for _, _, job in pending:
+                job.cancel()
 
 
-_Found = tuple[int | None, Probe | AudioError]  # size in bytes, and the header or why there is none
-
-
-def _find(source_root: str, path: str, seen: tuple[int | None, Probe | None] | None) -> _Found:
-    size = None
-    try:
-        full = full_path(source_root, path)
-        path.encode()
-        size = _size(full)
-        if seen is not None and seen[1] is not None and seen[0] == size:
-            return size, seen[1]
-        return size, probe(full)
-    except UnicodeEncodeError:
-        return size, AudioError("bad-name", "the file's name is not valid UTF-8; rename it")
-    except AudioError as error:
-        return size, error
-
-
-def _size(path: str) -> int | None:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return None  # probe says why
-
-
-def _segment_rows(
-    source: Source, entry: Entry, size: int | None, found: Probe | AudioError, policy: CorpusPolicy
-) -> Iterator[Row]:
-    row: Row = {
-        "source": source.name,
-        "source_root": source.root,
-        "path": _plain_path(entry),
-        "channel": policy.channels,
-        "size_bytes": size,
-        "text": entry.text,
-        "speaker": entry.speaker,
-        "language": entry.language,
-    }
-    if isinstance(found, AudioError):
-        # the offset keeps two parts of one unreadable recording apart
-        yield _finish(row, round(entry.offset_s * 1000), 0, error=found)
-        return
-    row |= {
-        "format": found.format.name,
-        "sample_rate": found.sample_rate,
-        "num_channels": found.num_channels,
-        "recording_samples": found.num_samples,
-    }
-    start = round(entry.offset_s * found.sample_rate)
-    end = found.num_samples
-    if entry.duration_s is not None:
-        end = start + round(entry.duration_s * found.sample_rate)
-        if start < found.num_samples < end <= found.num_samples + found.sample_rate // 10:
-            end = found.num_samples  # manifests round: a tenth of a second past the end is the end
-    if end > found.num_samples or start >= end:
-        message = (
-            f"the manifest asks for samples {start:,} to {end:,}, the recording has {found.num_samples:,} "
-            f"at {found.sample_rate:,} Hz"
-        )
-        yield _finish(row, start, max(0, end - start), error=AudioError("out-of-range", message))
-        return
-    window = round(policy.window_s * found.sample_rate) if policy.window_s else end - start
-    if end - start > window:
-        row["text"] = None  # which words fall into which window is not known
-    for first in range(start, end, window):
-        num_samples = min(window, end - first)
-        error = None
-        if num_samples > MAX_SEGMENT_S * found.sample_rate:
-            error = AudioError("too-long", f"over {MAX_SEGMENT_S // 3600} hours in one segment; build with --window")
-        yield _finish(row, first, num_samples, error=error)
-
-
-def _plain_path(entry: Entry) -> str:
-    """The path as a table can hold it: bytes that are no UTF-8 become escapes."""
-    return entry.path.encode("utf-8", "backslashreplace").decode()
-
-
-def _finish(row: Row, start_sample: int, num_samples: int, *, error: AudioError | None) -> Row:
-    rate = row.get("sample_rate")
-    return {
-        **row,
-        "id": segment_id(
-            row["source"],
-            row["path"],
-            member="",
-            channel=row["channel"],
-            start_sample=start_sample,
-            num_samples=num_samples,
-        ),
-        "start_sample": start_sample,
-        "num_samples": num_samples,
-        "duration_s": num_samples / rate if rate and error is None else 0.0,
-        "error": error.kind if error else None,
-        "error_message": error.message if error else None,
-    }
+def _result(job: tuple[Source, Entry, Future[Finding]]) -> tuple[Source, Entry, Finding]:
+    return job[0], job[1], job[2].result()
 
 
 def _probe_of(row: Row) -> Probe | None:
     if row["format"] is None:
         return None
     return Probe(
-        format=FORMATS[row["format"]],
+        format=row["format"],
         size_bytes=row["size_bytes"],
         sample_rate=row["sample_rate"],
         num_channels=row["num_channels"],

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..storage.codes import list_streams, open_stream, read_codes, stream_spec
 from ..storage.parquet import read_parquet
@@ -60,16 +61,9 @@ def describe_streams(root: Root, corpus: Snapshot) -> list[dict[str, Any]]:
 
 def _describe_stream(root: Root, corpus: Snapshot, name: str, snapshot: Snapshot) -> dict[str, Any]:
     spec = stream_spec(snapshot)
-    usage_KC = np.zeros((spec.num_codebooks, spec.codebook_size), dtype=np.int64)
-    errors: Counter[str] = Counter()
     looked_at = _spread(list(snapshot.files))
-    size_bytes = 0
-    for shard in looked_at:
-        codes = read_codes(root, snapshot, shard)
-        size_bytes += snapshot.files[shard].size_bytes
-        errors.update(error for error in codes.errors if error is not None)
-        for book, (values, _) in enumerate(codes.books):
-            usage_KC[book] += np.bincount(values, minlength=spec.codebook_size)
+    usage_KC, errors = _usage(root, snapshot, looked_at)
+    size_bytes = sum(snapshot.files[shard].size_bytes for shard in looked_at)
     num_codes = int(usage_KC.sum())
     num_frames = num_codes // spec.num_codebooks
     entropies = [_entropy_bits(usage_C) for usage_C in usage_KC]
@@ -100,6 +94,39 @@ def _describe_stream(root: Root, corpus: Snapshot, name: str, snapshot: Snapshot
         "errors": snapshot.num_errors,
         "errors_by_class": dict(errors.most_common()),
     }
+
+
+def stream_usage(root: Root, name: str) -> NDArray[np.int64]:
+    """How often each code of each codebook of a stream is used, `[K, C]`, in the shards that figures are made of."""
+    snapshot = open_stream(root, name)
+    return _usage(root, snapshot, _spread(list(snapshot.files)))[0]
+
+
+def corpus_durations(root: Root, corpus: Snapshot) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """How many segments last how long: counts `[B]` between edges `[B + 1]` in seconds, 20 to a factor of ten.
+
+    Segments with an error are left out; the first bin holds all that is shorter, the last all that is longer.
+    """
+    edges_s = np.logspace(-2, 5, 141)
+    counts_B = np.zeros(len(edges_s) - 1, dtype=np.int64)
+    for shard in corpus.files:
+        table = read_parquet(root, corpus.path(shard), schema=CORPUS_SCHEMA, columns=["duration_s", "error"])
+        duration_s = table["duration_s"].to_numpy()[table["error"].is_null().to_numpy()]
+        counts_B += np.histogram(np.clip(duration_s, edges_s[0], edges_s[-1]), edges_s)[0]
+    return counts_B, edges_s
+
+
+def _usage(root: Root, snapshot: Snapshot, shards: list[int]) -> tuple[NDArray[np.int64], Counter[str]]:
+    """Uses of codes `[K, C]` and errors by class."""
+    spec = stream_spec(snapshot)
+    usage_KC = np.zeros((spec.num_codebooks, spec.codebook_size), dtype=np.int64)
+    errors: Counter[str] = Counter()
+    for shard in shards:
+        codes = read_codes(root, snapshot, shard)
+        errors.update(error for error in codes.errors if error is not None)
+        for book, (values, _) in enumerate(codes.books):
+            usage_KC[book] += np.bincount(values, minlength=spec.codebook_size)
+    return usage_KC, errors
 
 
 def bits_per_second(spec: StreamSpec) -> float:

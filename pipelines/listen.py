@@ -53,7 +53,7 @@ def decode_segments(
     books = spec.num_codebooks if num_codebooks is None else num_codebooks
     if not 1 <= books <= spec.num_codebooks:
         raise UserError(f"Stream {stream!r} has {spec.num_codebooks} codebooks; {books} were asked for.")
-    tokenizer = open_stream_tokenizer(root, stream, snapshot)
+    tokenizer = open_stream_tokenizer(root, stream, snapshot, corpus)
     _require_codes(root, snapshot, ids)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the sound.")

@@ -13,8 +13,10 @@ from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
 from ..storage.table import Snapshot
 from ..tokenizers.tokenizer import Features
-from .audio import AudioError
-from .tokenize import DecodeAhead, Row, Work
+from .ahead import DecodeAhead
+from .entries import AudioError
+from .reading import Row
+from .tokenize import Work
 
 _SPREAD = 8  # decode up to this many times the frames that are kept, so that they come from many segments
 
@@ -58,7 +60,8 @@ def sample_frames(
     share = min(1.0, budget_frames / max(chosen_frames, 1.0)) if keep < 1.0 else 1.0
     kept: dict[str, NDArray[np.float32]] = {}
     num_errors = 0
-    for index, waveforms in DecodeAhead(chosen, {features.sample_rate}, work):
+    readers = work.open_readers(root)
+    for index, waveforms in DecodeAhead(chosen, {features.sample_rate}, readers, work.decode_ahead_bytes):
         row = chosen[index]
         failed = isinstance(waveforms, AudioError)
         on_segment(row["duration_s"], failed)
@@ -68,6 +71,8 @@ def sample_frames(
         with torch.inference_mode():
             frames_TD = features.extract(waveforms[features.sample_rate]).cpu().numpy()
         kept[row["id"]] = _share_of(frames_TD, share, seed, row["id"])
+    for reader in readers:
+        reader.close()
     frames = [kept[row_id] for row_id in sorted(kept)]
     frames_ND = np.concatenate(frames) if frames else np.empty((0, features.dim), dtype=np.float32)
     return Sample(

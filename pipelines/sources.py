@@ -1,52 +1,85 @@
-"""Where recordings come from: folders, globs, single files and JSONL manifests, as one ordered list of entries."""
+"""Where recordings come from: whatever a corpus looks like on disk, as one ordered list of entries."""
 
 import glob
-import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 
 from ..tokenizers.spec import UserError
-from .audio import AudioError, probe_format
-from .sniff import AUDIO_SUFFIXES
+from .entries import AudioError, Entry, Source
+from .source_folder import file_entry, folder_entries, glob_paths, listed_entries, require_listable
+from .source_kaldi import is_kaldi, kaldi_entries
+from .source_lhotse import lhotse_entries, lhotse_files, lhotse_part
+from .source_manifests import (
+    common_voice_entries,
+    csv_entries,
+    first_json,
+    first_line,
+    is_common_voice,
+    is_ljspeech,
+    jsonl_entries,
+    ljspeech_entries,
+)
+from .source_parquet import TABLE_SUFFIXES, open_table, saved_files, table_entries
+from .source_paths import is_audio as is_audio
+from .source_paths import is_elsewhere
+from .source_rows import stem_of
+from .source_tar import TAR_SUFFIXES, is_tar, tar_entries
 
-_MANIFEST_SUFFIXES = (".jsonl", ".ndjson", ".json")
+SOURCE_KINDS = {
+    "folder": "Audio files at any depth, with what lies beside them: NAME.txt, .json, .TextGrid, .lab, .ctm ...; "
+    "tars and Parquet files in it are opened.",
+    "glob": "A quoted pattern, like '~/data/**/*.flac' or 'shards/*.tar'.",
+    "file": "One recording.",
+    "jsonl": "JSON lines with NeMo's keys (audio_filepath, offset, duration, text, speaker, lang), or Hugging Face's "
+    "metadata.jsonl.",
+    "csv": "A CSV or TSV file with a header: a column of paths (path, audio_filepath, file_name ...), and if you like "
+    "text, speaker, language, start, end, duration, channel.",
+    "kaldi": "A Kaldi data folder: wav.scp with plain paths, and segments, text, utt2spk, utt2lang.",
+    "lhotse": "Lhotse's cuts.jsonl.gz, or its recordings with their supervisions; audio in files.",
+    "webdataset": "A tar, plain or gzipped, of recordings with .txt or .json members beside them.",
+    "parquet": "A Parquet or Arrow file with a column of audio (Hugging Face's or plain bytes) or of paths, or the "
+    "folder that datasets' save_to_disk wrote.",
+    "librispeech": "Folders with SPEAKER-CHAPTER.trans.txt beside the recordings.",
+    "common-voice": "A language's folder of Common Voice (validated.tsv, clips/), or one of its lists.",
+    "ljspeech": "LJSpeech's metadata.csv (ID|text|normalised text) beside wavs/.",
+}
+_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
+_TABLE_FILES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+_UNREAD_TARS = (".tar.bz2", ".tar.xz", ".tar.zst", ".tbz2", ".txz", ".zip", ".7z", ".rar")
 _SOURCE_NAME_LENGTH = 100
-_MAX_SECONDS = 10**8  # three years
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One recording, or the part of one that a manifest names."""
+def open_source(
+    argument: str,
+    *,
+    exclude: str,
+    kind: str = "auto",
+    text_column: str | None = None,
+    audio_column: str | None = None,
+) -> Source:
+    """A source from a command-line argument `[NAME=]PATH`.
 
-    path: str  # relative to the source's root; what ids are made of
-    offset_s: float = 0.0
-    duration_s: float | None = None  # to the end
-    text: str | None = None
-    speaker: str | None = None
-    language: str | None = None
-
-
-@dataclass(slots=True)
-class Source:
-    """A named set of recordings below one folder."""
-
-    name: str
-    root: str
-    entries: Iterator[Entry]
-    skipped: Counter[str] = field(default_factory=Counter)  # files that are no audio, by suffix
-
-
-def open_source(argument: str, *, exclude: str) -> Source:
-    """A source from a command-line argument `[NAME=]PATH`: a folder, a glob, an audio file or a JSONL manifest.
-
-    NAME defaults to the folder's or file's own name; ids are made of it, so the same tree under another mount keeps
-    its ids. `exclude` is a folder that is never looked into (the dataset's own root). Raises `UserError`.
+    NAME defaults to the folder's or manifest's own name; ids are made of it, so the same tree under another mount
+    keeps its ids. `exclude` is a folder that is never looked into (the dataset's own root). `kind` is one of
+    `SOURCE_KINDS`, or "auto": what is there says it. `text_column` and `audio_column` name columns of manifests and
+    tables that go by other names. Raises `UserError`, also for a mistake in any line of a manifest.
     """
-    source = _open_source(argument, exclude)
+    if kind != "auto" and kind not in SOURCE_KINDS:
+        raise UserError(f"There is no kind of source {kind!r}; there are: auto, {', '.join(SOURCE_KINDS)}.")
+    name, path = _split(argument)
+    if is_elsewhere(path):
+        raise UserError(f"{path!r} is a URL, and wavemill opens only files and folders: download or mount it first.")
+    if kind == "glob" or (kind == "auto" and glob.has_magic(path) and not os.path.lexists(path)):
+        source = _glob_source(name, path, exclude)
+    else:
+        if not os.path.exists(path):
+            raise UserError(f"There is no file or folder {path!r}. Give a folder, a file, a quoted glob or a manifest.")
+        path = os.path.abspath(path)
+        kind = kind_of(path) if kind == "auto" else kind
+        source = _opened(name, path, kind, exclude, text_column, audio_column)
     try:
         (source.name + source.root).encode()
     except UnicodeEncodeError as error:
@@ -54,49 +87,123 @@ def open_source(argument: str, *, exclude: str) -> Source:
     return source
 
 
-def _open_source(argument: str, exclude: str) -> Source:
-    name, path = _split(argument)
-    if glob.has_magic(path) and not os.path.lexists(path):
-        return _glob_source(name, path, exclude)
-    if not os.path.exists(path):
-        raise UserError(f"There is no file or folder {path!r}. Give a folder, a quoted glob or a JSONL manifest.")
-    root = os.path.abspath(path)
-    if os.path.isdir(root):
-        source = Source(name or _name_of(root), root, iter(()))
-        if os.path.realpath(root) == os.path.realpath(exclude):
-            raise UserError(
-                f"{root} is both the source and the root; give the dataset a folder of its own: --to OTHER."
-            )
-        for _ in _walk(root, "", exclude):  # a folder that cannot be listed is told before anything is done
-            pass
-        source.entries = _audio_entries(source, _walk(root, "", exclude))
-        return source
-    if root.endswith(_MANIFEST_SUFFIXES):
-        for _ in _manifest_entries(root):  # a mistake in the last line is told before the first one is worked on
-            pass
-        return Source(name or Path(root).stem, os.path.dirname(root), _manifest_entries(root))
-    entry = Entry(path=os.path.basename(root))
-    return Source(name or _name_of(os.path.dirname(root)), os.path.dirname(root), iter([entry]))
+def kind_of(path: str) -> str:
+    """Which of `SOURCE_KINDS` lies at a path, by what is there. Raises `UserError` where nothing can be made of it."""
+    if is_kaldi(path):
+        return "kaldi"
+    if is_common_voice(path):
+        return "common-voice"
+    if os.path.isdir(path):
+        return _kind_of_folder(path)
+    lower = path.lower()
+    if lower.endswith(_JSON_SUFFIXES):
+        return "lhotse" if lhotse_part(first_json(path)) else "jsonl"
+    if lower.endswith(_TABLE_FILES):
+        return "ljspeech" if is_ljspeech(path) else "csv"
+    if is_tar(os.path.dirname(path), os.path.basename(path)):
+        return "webdataset"
+    if lower.endswith(TABLE_SUFFIXES):
+        return "parquet"
+    if lower.endswith(_UNREAD_TARS):
+        raise UserError(
+            f"{path!r} is an archive of a kind that wavemill does not read; it reads {', '.join(TAR_SUFFIXES)}. "
+            "Unpack it and give the folder."
+        )
+    return "file"
 
 
-def is_audio(source_root: str, path: str) -> bool:
-    """Whether a file of a source is audio by its content. False for what cannot be opened or lies elsewhere."""
-    try:
-        probe_format(full_path(source_root, path))
-    except AudioError:
-        return False
-    return True
+def _kind_of_folder(path: str) -> str:
+    files = lhotse_files(path)
+    if files.get("cuts") or files.get("recordings"):
+        return "lhotse"
+    if is_ljspeech(path):
+        return "ljspeech"
+    if _metadata_file(path):
+        return "csv"
+    return "parquet" if saved_files(path) else "folder"
 
 
-def full_path(source_root: str, path: str) -> str:
-    """Where a recording is. Raises `AudioError` if its path leaves its source (a link or `..`)."""
-    joined = os.path.join(source_root, path)
-    if os.path.isabs(path):
-        return joined  # a manifest names it, so its writer wants it
-    real, root = os.path.realpath(joined), os.path.realpath(source_root)
-    if os.path.commonpath([real, root]) != root:
-        raise AudioError("outside-source", f"the path leads out of its source, to {real!r}")
-    return joined
+def _metadata_file(folder: str) -> str | None:
+    """Hugging Face's list of an audio folder, if there is one."""
+    for name in ("metadata.csv", "metadata.jsonl"):
+        manifest = os.path.join(folder, name)
+        if os.path.isfile(manifest) and b"file_name" in first_line(manifest):
+            return manifest
+    return None
+
+
+def _opened(name: str, path: str, kind: str, exclude: str, text_column: str | None, audio_column: str | None) -> Source:
+    is_folder = os.path.isdir(path)
+    if kind in ("folder", "librispeech"):
+        return _folder_source(name, path, kind, exclude)
+    if kind in ("webdataset", "parquet", "file") and not is_folder:
+        return _file_source(name, path, kind, text_column, audio_column)
+    if kind == "parquet":
+        files = saved_files(path)
+        return _tables_source(name, path, files, text_column, audio_column)
+    if kind in ("jsonl", "csv") and is_folder:
+        manifest = _metadata_file(path)
+        if manifest is None:
+            raise UserError(f"{path} is a folder without metadata.csv or metadata.jsonl; give the manifest itself.")
+        return _checked(name or _name_of(path), path, _manifest_reader(manifest, text_column))
+    if kind in ("webdataset", "file"):
+        raise UserError(f"{path} is a folder, not a {'tar' if kind == 'webdataset' else 'file'}.")
+    root = path if is_folder else os.path.dirname(path)
+    readers: dict[str, Callable[[], Iterator[Entry]]] = {
+        "jsonl": partial(jsonl_entries, path, text_column),
+        "csv": partial(csv_entries, path, text_column),
+        "kaldi": partial(kaldi_entries, path),
+        "lhotse": partial(lhotse_entries, path),
+        "common-voice": partial(common_voice_entries, path, text_column),
+        "ljspeech": partial(ljspeech_entries, path),
+    }
+    by_file = not is_folder and kind in ("jsonl", "csv", "lhotse")
+    return _checked(name or (stem_of(path) if by_file else _name_of(root)), root, readers[kind])
+
+
+def _manifest_reader(manifest: str, text_column: str | None) -> Callable[[], Iterator[Entry]]:
+    return partial(jsonl_entries if manifest.endswith(".jsonl") else csv_entries, manifest, text_column)
+
+
+def _checked(name: str, root: str, entries: Callable[[], Iterator[Entry]]) -> Source:
+    """A source read twice: a mistake in the last line is told before the first one is worked on."""
+    for _ in entries():
+        pass
+    return Source(name, root, entries())
+
+
+def _folder_source(name: str, path: str, kind: str, exclude: str) -> Source:
+    if not os.path.isdir(path):
+        raise UserError(f"{path} is not a folder.")
+    if os.path.realpath(path) == os.path.realpath(exclude):
+        raise UserError(f"{path} is both the source and the root; give the dataset a folder of its own: --to OTHER.")
+    if not require_listable(path, exclude) and kind == "librispeech":
+        raise UserError(f"{path} holds no SPEAKER-CHAPTER.trans.txt, so it is not laid out like LibriSpeech.")
+    skipped: Counter[str] = Counter()
+    return Source(name or _name_of(path), path, folder_entries(path, exclude, skipped), skipped)
+
+
+def _file_source(name: str, path: str, kind: str, text_column: str | None, audio_column: str | None) -> Source:
+    root, base = os.path.split(path)
+    skipped: Counter[str] = Counter()
+    if kind == "parquet":
+        return _tables_source(name, root, [base], text_column, audio_column)
+    if kind == "webdataset" and not is_tar(root, base):
+        raise UserError(f"{path} is no tar, plain or gzipped; expected a name in {', '.join(TAR_SUFFIXES)}.")
+    entries = tar_entries(root, base, skipped) if kind == "webdataset" else file_entry(root, base)
+    return Source(name or _name_of(root), root, entries, skipped)
+
+
+def _tables_source(name: str, root: str, files: list[str], text_column: str | None, audio_column: str | None) -> Source:
+    if not files:
+        raise UserError(f"{root} is not a folder that datasets' save_to_disk wrote; give its Parquet files, or a glob.")
+    for file in files:
+        try:
+            open_table(root, file, audio_column=audio_column, text_column=text_column)
+        except AudioError as error:
+            raise UserError(f"Cannot read {os.path.join(root, file)!r}: {error.message}.") from error
+    read = partial(table_entries, root, audio_column=audio_column, text_column=text_column)
+    return Source(name or _name_of(root), root, chain.from_iterable(map(read, files)))
 
 
 def _split(argument: str) -> tuple[str, str]:
@@ -117,103 +224,8 @@ def _glob_source(name: str, pattern: str, exclude: str) -> Source:
     while glob.has_magic(fixed):
         fixed = os.path.dirname(fixed)
     root = os.path.abspath(fixed or ".")
-    dataset = os.path.realpath(exclude) + os.sep
-    paths = sorted(
-        os.path.relpath(path, root)
-        for path in glob.glob(pattern, recursive=True)
-        if not os.path.isdir(path) and not os.path.realpath(path).startswith(dataset)
-    )
+    paths = glob_paths(pattern, root, exclude)
     if not paths:
         raise UserError(f"The glob {pattern!r} matches no file. (Quote it, and use ** for folders at any depth.)")
-    source = Source(name or _name_of(root), root, iter(()))
-    source.entries = _audio_entries(source, paths)
-    return source
-
-
-def _audio_entries(source: Source, paths: Iterable[str]) -> Iterator[Entry]:
-    """Audio files in the order of their paths. What is not audio, by name and by content, is counted."""
-    for path in paths:
-        suffix = os.path.splitext(path)[1].lower()
-        if suffix in AUDIO_SUFFIXES or is_audio(source.root, path):
-            yield Entry(path=path)
-        else:
-            source.skipped[suffix or "no suffix"] += 1
-
-
-def _walk(root: str, folder: str, exclude: str) -> Iterator[str]:
-    """Relative paths of files, depth first, sorted by name; hidden names and links to folders are passed over."""
-    try:
-        names = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"Cannot list {os.path.join(root, folder)!r}: {error.strerror}.") from error
-    for found in names:
-        if found.name.startswith("."):
-            continue
-        relative = f"{folder}/{found.name}" if folder else found.name
-        if found.is_dir(follow_symlinks=False):
-            if os.path.realpath(found.path) != os.path.realpath(exclude):
-                yield from _walk(root, relative, exclude)
-        elif not found.is_dir():
-            yield relative
-
-
-def _manifest_entries(manifest: str) -> Iterator[Entry]:
-    """Lines of a NeMo manifest: audio_filepath, and if you like offset, duration (seconds), text, speaker, lang."""
-    root = os.path.dirname(manifest)
-    with open(manifest, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                entry = _manifest_entry(json.loads(line), root)
-            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-                raise _manifest_error(manifest, number, error) from error
-            yield entry
-
-
-def _manifest_error(manifest: str, number: int, error: Exception) -> UserError:
-    return UserError(
-        f"{manifest}, line {number}: {_manifest_mistake(error)} Expected one JSON object per line with "
-        '"audio_filepath" and, if you like, "offset", "duration" (seconds), "text", "speaker", "language".'
-    )
-
-
-def _manifest_entry(fields: Any, root: str) -> Entry:
-    if not isinstance(fields, dict):
-        raise ValueError("this is not a JSON object")
-    path = os.path.normpath(fields["audio_filepath"])
-    if os.path.isabs(path) and path.startswith(root + os.sep):
-        path = os.path.relpath(path, root)
-    if "\0" in path:
-        raise ValueError("the path holds a NUL character")
-    duration = fields.get("duration")
-    offset = float(fields.get("offset") or 0.0)
-    if not 0 <= offset <= _MAX_SECONDS or (duration is not None and not 0 < float(duration) <= _MAX_SECONDS):
-        raise ValueError(f"offset and duration must not be negative or over {_MAX_SECONDS:,} seconds, duration not 0")
-    return Entry(
-        path=path,
-        offset_s=offset,
-        duration_s=None if duration is None else float(duration),
-        text=_text(fields, "text"),
-        speaker=_text(fields, "speaker"),
-        language=_text(fields, "language") or _text(fields, "lang"),
-    )
-
-
-def _text(fields: dict[str, Any], key: str) -> str | None:
-    value = fields.get(key)
-    if value is None:
-        return None
-    return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can hold half characters
-
-
-def _manifest_mistake(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"the key {error} is missing."
-    if isinstance(error, json.JSONDecodeError):
-        return f"this is not JSON ({error.msg} at column {error.colno})."
-    if isinstance(error, UnicodeDecodeError):
-        return "this is not UTF-8."
-    if isinstance(error, RecursionError):
-        return "this is nested too deeply."
-    return f"{error}."
+    skipped: Counter[str] = Counter()
+    return Source(name or _name_of(root), root, listed_entries(root, paths, skipped), skipped)

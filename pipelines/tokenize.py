@@ -1,14 +1,10 @@
 """One shard: its recordings decoded ahead on threads, each waveform encoded for every stream, one file per stream."""
 
 import json
-import os
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from queue import SimpleQueue
 from typing import Any
 
 import pyarrow as pa
@@ -22,17 +18,18 @@ from ..storage.schema import CORPUS_SCHEMA, code_columns, stream_schema
 from ..storage.table import Receipt, Snapshot, write_shard
 from ..tokenizers.codebook import Codebook
 from ..tokenizers.numerics import numerics_class, use_one_thread
-from ..tokenizers.spec import RunFailed, StreamSpec, UserError, num_frames
+from ..tokenizers.spec import StreamSpec, UserError, num_frames
 from ..tokenizers.tokenizer import Tokenizer, fingerprint_hash, load_tokenizer
-from .audio import DECODER_VERSION, SEEKABLE_FORMATS, AudioError, Span, read_spans
+from .ahead import DecodeAhead
+from .audio import DECODER_VERSION
+from .decoder import DecoderSettings
+from .entries import AudioError
+from .policy import CorpusPolicy
+from .reading import Reader, Row
 from .resample import VERSION as RESAMPLER_VERSION
-from .resample import resampled_length
-from .sources import full_path
 
 STREAMS = "streams"
 CODEBOOKS = "codebooks"
-
-Row = dict[str, Any]
 
 
 class StreamMismatch(UserError):
@@ -63,6 +60,15 @@ class Work:
     source_roots: dict[str, str]  # where a source is now, if it has moved
     decode_threads: int
     decode_ahead_bytes: int
+    decoder: DecoderSettings = DecoderSettings()
+
+    def open_readers(self, root: Root) -> list[Reader]:
+        """A reader, with its decoder process, for each decoding thread."""
+        separator = self.corpus.metadata["policy"]["separate"]
+        return [
+            Reader(root, self.source_roots, separator=separator, settings=self.decoder)
+            for _ in range(self.decode_threads)
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +115,7 @@ class Worker:
         self._tokenizers = {
             stream.name: load_stream_tokenizer(self._root, stream, device=work.device) for stream in work.streams
         }
+        self._readers = work.open_readers(self._root)
         self._folders = {stream.name: stream.folder for stream in work.streams}
         self._receipts_sent = 0
         self._numerics = numerics_class(work.device)
@@ -119,6 +126,11 @@ class Worker:
             fingerprints={name: tokenizer.fingerprint for name, tokenizer in self._tokenizers.items()},
             numerics=self._numerics,
         )
+
+    def close(self) -> None:
+        """End the decoder processes."""
+        for reader in self._readers:
+            reader.close()
 
     def tokenize(self, task: ShardTask) -> ShardReport:
         """Tokenize one shard for the streams that lack it and write their files."""
@@ -133,7 +145,9 @@ class Worker:
     def _tokenize(self, task: ShardTask) -> ShardReport:
         rows = read_parquet(self._root, self._work.corpus.path(task.shard), schema=CORPUS_SCHEMA).to_pylist()
         tokenizers = {name: self._tokenizers[name] for name in task.streams}
-        encoded, decode_s, encode_s = encode_rows(rows, tokenizers, self._work)
+        encoded, decode_s, encode_s = encode_rows(
+            rows, tokenizers, self._readers, ahead_bytes=self._work.decode_ahead_bytes
+        )
         started = time.perf_counter()
         receipts = {}
         for name, tokenizer in tokenizers.items():
@@ -171,12 +185,19 @@ def load_stream_tokenizer(root: Root, stream: StreamConfig, *, device: str) -> T
     )
 
 
-def full_fingerprint(fingerprint: dict[str, str]) -> dict[str, str]:
+def full_fingerprint(fingerprint: dict[str, str], corpus: Snapshot) -> dict[str, str]:
     """A tokenizer's fingerprint with the rules that turned files into its waveforms."""
-    return {**fingerprint, "decoder": DECODER_VERSION, "resampler": RESAMPLER_VERSION}
+    policy = CorpusPolicy.from_json(corpus.metadata["policy"])
+    return {
+        **fingerprint,
+        "decoder": DECODER_VERSION,
+        "resampler": RESAMPLER_VERSION,
+        "transforms": policy.transforms_fingerprint(),
+        "separator": policy.separate or "none",
+    }
 
 
-def open_stream_tokenizer(root: Root, name: str, snapshot: Snapshot) -> Tokenizer:
+def open_stream_tokenizer(root: Root, name: str, snapshot: Snapshot, corpus: Snapshot) -> Tokenizer:
     """The tokenizer that a stream was made with, on the CPU, in a process set to one thread as workers are.
 
     Raises `StreamMismatch` if it is no longer the same.
@@ -185,7 +206,7 @@ def open_stream_tokenizer(root: Root, name: str, snapshot: Snapshot) -> Tokenize
     metadata = snapshot.metadata
     config = StreamConfig(name=name, tokenizer=metadata["spec"]["tokenizer"], codebook=metadata["codebook"])
     tokenizer = load_stream_tokenizer(root, config, device="cpu")
-    require_same_fingerprint(root, name, snapshot, tokenizer.fingerprint)
+    require_same_fingerprint(root, name, snapshot, full_fingerprint(tokenizer.fingerprint, corpus))
     return tokenizer
 
 
@@ -198,9 +219,9 @@ def require_same_corpus(root: Root, name: str, stream: Snapshot, corpus: Snapsho
         )
 
 
-def require_same_fingerprint(root: Root, name: str, snapshot: Snapshot, fingerprint: dict[str, str]) -> None:
-    """Raise `StreamMismatch`, naming the first difference, unless the stream was made with this very tokenizer."""
-    written, ours = snapshot.metadata["fingerprint"], full_fingerprint(fingerprint)
+def require_same_fingerprint(root: Root, name: str, snapshot: Snapshot, ours: dict[str, str]) -> None:
+    """Raise `StreamMismatch`, naming the first difference, unless the stream's full fingerprint is ours."""
+    written = snapshot.metadata["fingerprint"]
     if written != ours:
         part, theirs, here = first_difference(written, ours)
         raise StreamMismatch(
@@ -231,12 +252,14 @@ def load_codebook(root: Root, name: str, *, tokenizer: str) -> Codebook:
     return Codebook.from_bytes(content, name=name)
 
 
-def encode_rows(rows: list[Row], tokenizers: dict[str, Tokenizer], work: Work) -> tuple[list[Encoded], float, float]:
+def encode_rows(
+    rows: list[Row], tokenizers: dict[str, Tokenizer], readers: Sequence[Reader], *, ahead_bytes: int
+) -> tuple[list[Encoded], float, float]:
     """Codes or an error for each row, in order, with the seconds spent in decoding and in encoding."""
     encoded: list[Encoded] = [_known_error(row) for row in rows]
     encode_s = 0.0
     rates = {tokenizer.spec.sample_rate for tokenizer in tokenizers.values()}
-    ahead = DecodeAhead(rows, rates, work)
+    ahead = DecodeAhead(rows, rates, readers, ahead_bytes)
     for index, waveforms in ahead:
         if isinstance(waveforms, AudioError):
             encoded[index] = waveforms
@@ -259,131 +282,6 @@ def encode_segment(waveforms: dict[int, Tensor], tokenizers: dict[str, Tokenizer
                 raise RuntimeError(f"{name}: codes of shape {tuple(codes_KT.shape)}, the frame rule says {expected}")
             codes[name] = codes_KT
     return codes
-
-
-def read_segments(rows: Iterable[Row], sample_rates: Iterable[int], source_roots: dict[str, str]) -> Iterator[Any]:
-    """`{rate: waveform}` or an `AudioError` for each row; rows of one recording, being neighbours, share a pass."""
-    rates = list(sample_rates)
-    for (source, path), group in groupby(rows, key=lambda row: (row["source"], row["path"])):
-        members = list(group)
-        yield from _read_recording(members, path, source_roots.get(source) or members[0]["source_root"], rates)
-
-
-def _read_recording(rows: list[Row], path: str, source_root: str, rates: list[int]) -> Iterator[Any]:
-    while rows:
-        run = _ascending_run(rows)
-        rows = rows[len(run) :]
-        done = 0
-        try:
-            for result in read_spans(
-                full_path(source_root, path),
-                format_name=run[0]["format"],
-                size_bytes=run[0]["size_bytes"],
-                spans=[Span(row["start_sample"], row["num_samples"]) for row in run],
-                sample_rates=rates,
-            ):
-                done += 1
-                yield result
-        except AudioError as error:  # nothing further can be read in this pass
-            if not os.path.isdir(source_root):
-                raise RunFailed(
-                    f"The source folder {source_root} is not there (any more), so its recordings cannot be read. "
-                    "Mount it, or say where it is now with --source NAME=FOLDER; then run the command again."
-                ) from error
-            if error.kind == "corrupt" and len(run) > 1 and run[0]["format"] in SEEKABLE_FORMATS:
-                # each of the rest in a pass of its own, so that what is good does not depend on its neighbours
-                for row in run[done:]:
-                    yield from _read_recording([row], path, source_root, rates)
-            else:
-                yield from [error] * (len(run) - done)
-
-
-def _ascending_run(rows: list[Row]) -> list[Row]:
-    """The leading rows that one pass can serve: each begins where the last one ended or later."""
-    end = 0
-    for count, row in enumerate(rows):
-        if row["start_sample"] < end:
-            return rows[:count]
-        end = row["start_sample"] + row["num_samples"]
-    return rows
-
-
-class DecodeAhead:
-    """Iterates `(index, waveforms or error)` over the rows without an error, decoded ahead in bounded memory.
-
-    Threads take whole recordings; what they have decoded and nobody has taken yet stays under the budget, one
-    segment always being allowed. The order of results is not the order of rows.
-    """
-
-    def __init__(self, rows: list[Row], rates: set[int], work: Work) -> None:
-        self.decode_s = 0.0
-        self._rates = rates
-        self._work = work
-        good = [(index, row) for index, row in enumerate(rows) if row["error"] is None]
-        self._groups = deque(list(g) for _, g in groupby(good, key=lambda pair: (pair[1]["source"], pair[1]["path"])))
-        self._num_rows = len(good)
-        self._ready: SimpleQueue[tuple[int, Any]] = SimpleQueue()
-        self._room = threading.Condition()
-        self._held_bytes = 0
-        self._stopped = False
-
-    def __iter__(self) -> Iterator[tuple[int, dict[int, Tensor] | AudioError]]:
-        threads = [threading.Thread(target=self._decode, daemon=True) for _ in range(self._work.decode_threads)]
-        for thread in threads:
-            thread.start()
-        try:
-            for _ in range(self._num_rows):
-                index, result = self._ready.get()
-                if isinstance(result, BaseException) and not isinstance(result, AudioError):
-                    raise result
-                yield index, result
-                if not isinstance(result, AudioError):
-                    self._release(result)
-        finally:
-            with self._room:
-                self._stopped = True
-                self._room.notify_all()
-            for thread in threads:
-                thread.join()
-
-    def _decode(self) -> None:
-        try:
-            while not self._stopped:
-                try:
-                    group = self._groups.popleft()
-                except IndexError:
-                    return
-                self._decode_group(group)
-        except BaseException as error:  # noqa: BLE001 - carried to the thread that waits, and raised there
-            self._ready.put((-1, error))
-
-    def _decode_group(self, group: list[tuple[int, Row]]) -> None:
-        results = read_segments([row for _, row in group], self._rates, self._work.source_roots)
-        for index, row in group:
-            size = sum(4 * resampled_length(row["num_samples"], row["sample_rate"], rate) for rate in self._rates)
-            if not self._reserve(size):
-                return
-            started = time.perf_counter()
-            result = next(results)
-            elapsed = time.perf_counter() - started
-            with self._room:
-                self.decode_s += elapsed
-                if isinstance(result, AudioError):
-                    self._held_bytes -= size
-                    self._room.notify_all()
-            self._ready.put((index, result))
-
-    def _reserve(self, size: int) -> bool:
-        with self._room:
-            while self._held_bytes and self._held_bytes + size > self._work.decode_ahead_bytes and not self._stopped:
-                self._room.wait()
-            self._held_bytes += size
-            return not self._stopped
-
-    def _release(self, waveforms: dict[int, Tensor]) -> None:
-        with self._room:
-            self._held_bytes -= sum(4 * waveform_N.shape[0] for waveform_N in waveforms.values())
-            self._room.notify_all()
 
 
 def stream_table(

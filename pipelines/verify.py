@@ -14,9 +14,10 @@ from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
 from ..storage.table import Snapshot
 from ..tokenizers.spec import RunFailed, StreamSpec, UserError, num_frames
-from .audio import AudioError
+from .entries import AudioError
+from .reading import Reader, Row, open_reader
 from .resample import resampled_length
-from .tokenize import Row, encode_segment, open_stream_tokenizer, read_segments
+from .tokenize import encode_segment, open_stream_tokenizer
 
 _MAX_PROBLEMS = 100
 
@@ -73,7 +74,8 @@ def verify(
         good = [(_hash(seed, row["id"]), row, place) for place, row in enumerate(rows) if row["error"] is None]
         chosen = sorted(chosen + good, key=lambda entry: entry[0])[:sample]
         on_shard(len(rows), sum(row["duration_s"] for row in rows))
-    _compare_again(root, streams, chosen, source_roots, verdict)
+    with open_reader(root, corpus.metadata, source_roots) as reader:
+        _compare_again(root, corpus, streams, chosen, reader, verdict)
     return verdict
 
 
@@ -128,15 +130,16 @@ def _equal_lengths(codes: ShardCodes, place: int) -> bool:
 
 def _compare_again(
     root: Root,
+    corpus: Snapshot,
     streams: dict[str, Snapshot],
     chosen: list[tuple[int, Row, int]],
-    source_roots: dict[str, str],
+    reader: Reader,
     verdict: Verdict,
 ) -> None:
     tokenizers = {}
     for name, snapshot in streams.items():
         try:
-            tokenizers[name] = open_stream_tokenizer(root, name, snapshot)
+            tokenizers[name] = open_stream_tokenizer(root, name, snapshot, corpus)
         except UserError as error:
             verdict.blame(f"stream {name} cannot be tokenized again: {error}")
     streams = {name: streams[name] for name in tokenizers}
@@ -146,7 +149,7 @@ def _compare_again(
             name: codes for name, snapshot in streams.items() if (codes := _try_read(root, snapshot, shard)) is not None
         }
         for row, place in members:
-            result = _read_again(row, rates, source_roots)
+            result = _read_again(row, rates, reader)
             if isinstance(result, AudioError):
                 for name, codes in stored.items():
                     if codes.errors[place] is None:
@@ -158,9 +161,9 @@ def _compare_again(
                 _compare(name, row, codes.codes(place), again[name], verdict)
 
 
-def _read_again(row: Row, rates: set[int], source_roots: dict[str, str]) -> Any:
+def _read_again(row: Row, rates: set[int], reader: Reader) -> Any:
     try:
-        return next(read_segments([row], rates, source_roots))
+        return next(reader.read([row], rates))
     except RunFailed as error:  # the whole source is gone: here a finding like others
         return AudioError("missing", str(error))
 

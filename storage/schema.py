@@ -8,7 +8,18 @@ import pyarrow as pa
 
 from ..tokenizers.spec import StreamSpec, UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+# words or phones with their times: samples of the recording, counted from the segment's first
+_LABELS = pa.list_(
+    pa.struct(
+        [
+            pa.field("start_sample", pa.int64(), nullable=False),
+            pa.field("num_samples", pa.int64(), nullable=False),
+            pa.field("label", pa.string(), nullable=False),
+        ]
+    )
+)
 
 CORPUS_SCHEMA = pa.schema(
     [
@@ -17,7 +28,11 @@ CORPUS_SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),  # the name ids are made of
         pa.field("source_root", pa.string(), nullable=False),  # where that source was when it was read
         pa.field("path", pa.string(), nullable=False),  # relative to source_root
-        pa.field("channel", pa.string(), nullable=False),  # "mix": the mean of all channels
+        pa.field("member", pa.string(), nullable=False),  # of a tar, or COLUMN/ROW of a table; "": path is the audio
+        pa.field("member_offset", pa.int64()),  # bytes before a member of a plain tar; null: see `member`
+        pa.field("channel", pa.string(), nullable=False),  # "mix": the mean of all channels; else the channel, from "0"
+        pa.field("parent", pa.string()),  # the segment that this one was separated from
+        pa.field("separated", pa.int16()),  # which of its separated sources, from 0
         pa.field("format", pa.string()),
         pa.field("size_bytes", pa.int64()),
         pa.field("sample_rate", pa.int32()),
@@ -26,9 +41,12 @@ CORPUS_SCHEMA = pa.schema(
         pa.field("start_sample", pa.int64(), nullable=False),
         pa.field("num_samples", pa.int64(), nullable=False),
         pa.field("duration_s", pa.float64(), nullable=False),
+        pa.field("gain_db", pa.float64()),  # loudness normalisation, measured when the corpus was built
         pa.field("text", pa.string()),
         pa.field("speaker", pa.string()),
         pa.field("language", pa.string()),
+        pa.field("words", _LABELS),
+        pa.field("phones", _LABELS),
         pa.field("error", pa.string()),
         pa.field("error_message", pa.string()),
     ]

@@ -13,7 +13,7 @@ from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.demo import LEFT_OUT, SAMPLES
 from wavemill.jobs.engine import InlineEngine
 from wavemill.jobs.tokenize import TokenizeOptions, tokenize
-from wavemill.pipelines.corpus import CorpusPolicy
+from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.pipelines.tokenize import StreamConfig
 from wavemill.storage.root import Root
 from wavemill.tokenizers.numerics import use_one_thread

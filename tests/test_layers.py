@@ -19,6 +19,8 @@ HEAVY = {
     "deltalake": {"storage/table.py"},
     "webdataset": {"pipelines/export.py"},
     "transformers": set(),
+    "silero_vad": {"pipelines/vad.py"},
+    "matplotlib": {"jobs/canvas.py"},
 }
 
 
@@ -34,6 +36,8 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
             others |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             others.add((node.module or "").partition(".")[0])
+        elif isinstance(node, ast.ImportFrom) and node.module is None:
+            ours |= {f"{path.parent.name}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             folder = path.parent.name if node.level == 1 else ""
             ours.add(f"{folder}.{node.module}" if folder else str(node.module))

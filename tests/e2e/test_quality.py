@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from audio_at import whole_at
 from conftest import LEFT_OUT
 from pystoi import stoi
-from wavemill.pipelines.audio import Span, probe, read_spans
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA
@@ -23,15 +23,7 @@ BOOKS = (1, 2, 4, 8)
 
 
 def waveform(path: Path) -> torch.Tensor:
-    header = probe(str(path))
-    spans = [Span(0, header.num_samples)]
-    found = next(
-        read_spans(
-            str(path), format_name=header.format.name, size_bytes=header.size_bytes, spans=spans, sample_rates=[RATE]
-        )
-    )
-    assert isinstance(found, dict)
-    return found[RATE]
+    return whole_at(path, RATE)
 
 
 def rate_quality(

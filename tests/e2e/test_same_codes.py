@@ -16,7 +16,7 @@ from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.engine import InlineEngine
 from wavemill.jobs.ray_engine import RayEngine
 from wavemill.jobs.tokenize import TokenizeOptions, open_corpus, tokenize
-from wavemill.pipelines.corpus import CorpusPolicy
+from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.storage.codes import open_stream, read_codes
 from wavemill.storage.root import Root
 from wavemill.tokenizers.spec import UserError

@@ -17,7 +17,7 @@ from killing import committed, descendants, finish, tokenize_process, wait_until
 from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.engine import InlineEngine
 from wavemill.jobs.tokenize import TokenizeOptions, tokenize
-from wavemill.pipelines.corpus import CorpusPolicy
+from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.storage.root import Root
 from wavemill.storage.table import read_snapshot
 

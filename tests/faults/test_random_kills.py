@@ -18,7 +18,7 @@ from wavemill.jobs.codebook import FitOptions, fit_codebook
 from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.engine import InlineEngine
 from wavemill.jobs.tokenize import TokenizeOptions, tokenize
-from wavemill.pipelines.corpus import CorpusPolicy
+from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.storage.root import Root
 
 KILLS = 20

@@ -1,11 +1,14 @@
 """Audio files of every kind, written here by libsndfile and FFmpeg, against a plain decode by the same libraries."""
 
+import io
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import av
 import numpy as np
@@ -15,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchaudio.transforms import Resample
-from wavemill.pipelines.audio import AudioError, Probe, Span, probe, read_spans
+from wavemill.pipelines.audio import MIX, Limits, Probe, Span, decode, probe
+from wavemill.pipelines.resample import StreamResampler
+from wavemill.pipelines.window import Window
 
 Writer = Callable[[Path, NDArray[np.float32], int], None]
 LAYOUTS = {1: "mono", 2: "stereo", 5: "5.0", 16: "hexadecagonal"}
@@ -84,7 +89,7 @@ class Case:
     oracle: str = "soundfile"  # who decodes it plainly
     tolerance: float = 0.0
     num_samples: int = 150_001  # more than one block of the reader
-    lossless: bool = False  # decoding gives as many samples as were written
+    lossless: bool = False  # decoding gives as many samples as were written, if not the same ones
 
     def __str__(self) -> str:
         return self.name
@@ -105,8 +110,8 @@ CASES = [
     Case("wavex-24-5-channels", by_soundfile("WAVEX", "PCM_24"), 48_000, 5, "wav", lossless=True),
     Case("rf64-stereo", by_soundfile("RF64", "PCM_16"), 32_000, 2, "wav", lossless=True),
     Case("wav-ima-adpcm", by_soundfile("WAV", "IMA_ADPCM"), 16_000, 2, "wav"),
-    Case("wav-ms-adpcm", by_soundfile("WAV", "MS_ADPCM"), 22_050, 1, "wav"),
-    Case("wav-gsm", by_soundfile("WAV", "GSM610"), 8_000, 1, "wav"),
+    Case("wav-ms-adpcm", by_soundfile("WAV", "MS_ADPCM"), 22_050, 1, "wav", lossless=True),
+    Case("wav-gsm", by_soundfile("WAV", "GSM610"), 8_000, 1, "wav", lossless=True),
     Case("wav-g721", by_soundfile("WAV", "G721_32"), 8_000, 1, "wav"),
     Case("wav-mp3", by_pyav("wav", "libmp3lame"), 16_000, 1, "wav", "pyav", MP3),
     Case("w64", by_soundfile("W64", "PCM_16"), 16_000, 1, "w64", lossless=True),
@@ -152,25 +157,28 @@ CASES = [
 class Made:
     path: Path
     probe: Probe
-    whole_N: Tensor  # as read_spans gives the whole recording at its own rate
+    whole_N: Tensor  # the mean of all channels
 
 
-def read(path: Path, found: Probe, spans: list[Span], *rates: int) -> list[dict[int, Tensor] | AudioError]:
-    return list(
-        read_spans(
-            str(path),
-            format_name=found.format.name,
-            size_bytes=found.size_bytes,
-            spans=spans,
-            sample_rates=rates or (found.sample_rate,),
-        )
-    )
+def probe_path(path: Path) -> Probe:
+    with path.open("rb") as file:
+        return probe(file, path.stat().st_size, Limits())
+
+
+def read(path: Path, found: Probe, spans: list[Span]) -> list[NDArray[np.float32]]:
+    """`[N, channels]` of each span, from one pass."""
+    pieces: list[list[NDArray[np.float32]]] = [[] for _ in spans]
+    with path.open("rb") as file:
+        for index, piece_NC in decode(file, found.size_bytes, format=found.format, spans=spans):
+            assert piece_NC.dtype == np.float32
+            pieces[index].append(piece_NC)
+    whole = [np.concatenate(each) for each in pieces]
+    assert [len(each) for each in whole] == [span.num_samples for span in spans]
+    return whole
 
 
 def waveforms(path: Path, found: Probe, spans: list[Span]) -> list[Tensor]:
-    results = read(path, found, spans)
-    assert all(isinstance(result, dict) for result in results), results
-    return [result[found.sample_rate] for result in results]
+    return [torch.from_numpy(np.ascontiguousarray(each_NC[:, 0])) for each_NC in read(path, found, spans)]
 
 
 def plain_pyav(path: Path) -> NDArray[np.float32]:
@@ -196,12 +204,12 @@ def case(request: pytest.FixtureRequest) -> Case:
 def made(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Made:
     path = tmp_path_factory.mktemp("made") / case.name
     case.write(path, sound(case.num_samples, case.num_channels, case.rate), case.rate)
-    found = probe(str(path))
+    found = probe_path(path)
     return Made(path, found, waveforms(path, found, [Span(0, found.num_samples)])[0])
 
 
 def test_the_header_is_read_for_what_it_is(case: Case, made: Made) -> None:
-    assert made.probe.format.name == case.format
+    assert made.probe.format == case.format
     assert made.probe.size_bytes == made.path.stat().st_size
     assert made.probe.num_channels == case.num_channels
     assert made.probe.sample_rate == (48_000 if case.name.startswith("webm") else case.rate)
@@ -213,8 +221,8 @@ def test_samples_are_those_of_a_plain_decode(case: Case, made: Made) -> None:
     plain_N = plain_soundfile(made.path) if case.oracle == "soundfile" else plain_pyav(made.path)
     ours_N = made.whole_N.numpy()
     assert len(ours_N) == made.probe.num_samples
-    if made.probe.format.name == "mp4":
-        # the container says where the encoder's padding begins; FFmpeg's decode goes on to the frame's end
+    if made.probe.format == "mp4" or case.name in ("wav-ima-adpcm", "wav-ms-adpcm", "wav-gsm"):
+        # the container says where the encoder's padding begins; plain decoding goes on to the end of its block
         assert len(ours_N) <= len(plain_N) < len(ours_N) + 2_048
         plain_N = plain_N[: len(ours_N)]
     assert len(ours_N) == len(plain_N)
@@ -232,7 +240,7 @@ def test_windows_are_slices_of_the_whole_sample_for_sample(made: Made) -> None:
 
 
 def test_a_second_reading_gives_the_same_bits(made: Made) -> None:
-    assert probe(str(made.path)) == made.probe
+    assert probe_path(made.path) == made.probe
     again = waveforms(made.path, made.probe, [Span(0, made.probe.num_samples)])[0]
     assert torch.equal(again, made.whole_N)
 
@@ -242,17 +250,15 @@ def test_windows_are_resampled_as_torchaudio_resamples_the_slice(name: str, tmp_
     chosen = next(case for case in CASES if case.name == name)
     path = tmp_path / name
     chosen.write(path, sound(chosen.num_samples, chosen.num_channels, chosen.rate), chosen.rate)
-    found = probe(str(path))
+    found = probe_path(path)
     spans = [Span(3, 16_001), Span(50_001, 48_000)]
     whole_N = waveforms(path, found, [Span(0, found.num_samples)])[0]
-    for span, result in zip(spans, read(path, found, spans, 16_000, 24_000), strict=True):
-        assert isinstance(result, dict)
-        assert sorted(result) == [16_000, 24_000]
+    for span, span_N in zip(spans, waveforms(path, found, spans), strict=True):
         slice_N = whole_N[span.start_sample : span.start_sample + span.num_samples]
-        for rate, window_N in result.items():
-            expected_N = Resample(found.sample_rate, rate)(slice_N)
-            assert window_N.shape == expected_N.shape
-            torch.testing.assert_close(window_N, expected_N, atol=2e-6, rtol=0)
+        for rate in (16_000, 24_000):
+            sink = StreamResampler(span.num_samples, found.sample_rate, rate)
+            sink.push(span_N)
+            torch.testing.assert_close(sink.finish(), Resample(found.sample_rate, rate)(slice_N), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["wav-16-stereo", "flac-16-mono", "mp3-tagged-stereo", "ogg-vorbis-mono", "m4a-mono"])
@@ -260,12 +266,12 @@ def test_a_wrong_suffix_changes_nothing(name: str, tmp_path: Path) -> None:
     chosen = next(case for case in CASES if case.name == name)
     path = tmp_path / "right"
     chosen.write(path, sound(20_000, chosen.num_channels, chosen.rate), chosen.rate)
-    found = probe(str(path))
+    found = probe_path(path)
     whole_N = waveforms(path, found, [Span(0, found.num_samples)])[0]
     for wrong in ("a.wav", "a.mp3", "a.m4a", "a.txt", "a.m3u8", "a"):
         copy = tmp_path / wrong
         shutil.copy(path, copy)
-        assert probe(str(copy)) == found
+        assert probe_path(copy) == found
         assert torch.equal(waveforms(copy, found, [Span(0, found.num_samples)])[0], whole_N)
 
 
@@ -273,7 +279,7 @@ def test_a_wrong_suffix_changes_nothing(name: str, tmp_path: Path) -> None:
 def test_the_length_of_an_m4a_is_its_containers_own(rate: int, tmp_path: Path) -> None:
     path = tmp_path / "a.m4a"
     by_pyav("ipod", "aac")(path, sound(20_123, 1, rate), rate)
-    found = probe(str(path))
+    found = probe_path(path)
     with av.open(str(path)) as container:
         track = container.streams.audio[0]
         assert track.duration is not None
@@ -288,8 +294,8 @@ def test_a_variable_bit_rate_mp3_without_a_tag_is_read_to_its_end(tmp_path: Path
     loud_then_quiet_NC = np.full((20 * rate, 1), 1e-6, dtype=np.float32)
     loud_then_quiet_NC[: 4 * rate] = sound(4 * rate, 1, rate)
     by_pyav("mp3", "libmp3lame", quality=2, write_xing="0")(path, loud_then_quiet_NC, rate)
-    found = probe(str(path))
-    assert found.format.name == "mp3-untagged"
+    found = probe_path(path)
+    assert found.format == "mp3-untagged"
     assert found.num_samples == len(plain_pyav(path))
 
 
@@ -300,20 +306,20 @@ def test_tags_in_another_encoding_do_not_keep_the_audio_out(container: str, code
     content = path.read_bytes()
     assert b"QQQQQQ" in content
     path.write_bytes(content.replace(b"QQQQQQ", b"caf\xe9 \xe9"))  # Latin-1
-    found = probe(str(path))
+    found = probe_path(path)
     assert len(waveforms(path, found, [Span(0, found.num_samples)])[0]) == found.num_samples
 
 
 def test_sixteen_channels_are_mixed_down(tmp_path: Path) -> None:
     slope_N = np.linspace(-0.5, 0.5, 48_000, dtype=np.float32)
     soundfile.write(tmp_path / "a.wav", np.repeat(slope_N[:, None], 16, axis=1), 48_000, subtype="FLOAT")
-    found = probe(str(tmp_path / "a.wav"))
+    found = probe_path(tmp_path / "a.wav")
     assert found.num_channels == 16
     whole_N = waveforms(tmp_path / "a.wav", found, [Span(0, 48_000)])[0]
     np.testing.assert_allclose(whole_N.numpy(), slope_N, atol=1e-6)
 
 
-def test_sixteen_channels_in_a_container_of_ffmpegs_are_mixed_down_or_refused(tmp_path: Path) -> None:
+def test_sixteen_channels_in_a_container_of_ffmpegs_are_mixed_down(tmp_path: Path) -> None:
     """In a process of its own: PyAV may read past the planes of a frame with more than eight, and die of it."""
     slope_N = np.linspace(-16_000, 16_000, 48_000).astype(np.int16)
     with av.open(str(tmp_path / "a.mka"), "w", format="matroska") as out:
@@ -324,21 +330,19 @@ def test_sixteen_channels_in_a_container_of_ffmpegs_are_mixed_down_or_refused(tm
         out.mux(stream.encode(None))
     script = """
 import sys
-from wavemill.pipelines.audio import AudioError, Span, probe, read_spans
-try:
-    found = probe(sys.argv[1])
-    spans = [Span(0, found.num_samples)]
-    asked = dict(format_name=found.format.name, size_bytes=found.size_bytes, spans=spans, sample_rates=[48000])
-    [result] = read_spans(sys.argv[1], **asked)
-    print(found.num_channels, len(result[48000]), *(round(result[48000][at].item() * 32768) for at in (0, -1)))
-except AudioError as error:
-    print(error.kind)
+import numpy as np
+from wavemill.pipelines.audio import Limits, Span, decode, probe
+with open(sys.argv[1], "rb") as file:
+    size = file.seek(0, 2)
+    found = probe(file, size, Limits())
+    mono = np.concatenate([x for _, x in decode(file, size, format=found.format, spans=[Span(0, found.num_samples)])])
+print(found.num_channels, len(mono), *(round(mono[at, 0] * 32768) for at in (0, -1)))
 """
     done = subprocess.run(
         [sys.executable, "-c", script, tmp_path / "a.mka"], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr[-2_000:]
-    assert done.stdout.strip() in ("16 48000 -16000 16000", "unsupported")
+    assert done.stdout.strip() == "16 48000 -16000 16000"
 
 
 def test_sound_in_one_of_two_channels_comes_out_at_half(tmp_path: Path) -> None:
@@ -347,60 +351,75 @@ def test_sound_in_one_of_two_channels_comes_out_at_half(tmp_path: Path) -> None:
     for format, subtype in (("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("WAV", "FLOAT")):
         path = tmp_path / f"{format}-{subtype}"
         soundfile.write(path, one_sided_NC, 16_000, format=format, subtype=subtype)
-        found = probe(str(path))
+        found = probe_path(path)
         mono_N = waveforms(path, found, [Span(0, 4_000)])[0]
         assert (mono_N == 0.25).all()
 
 
-def test_an_hour_is_read_and_encoded_in_bounded_memory(tmp_path: Path) -> None:
-    """Windows of an hour need one window's memory; the hour as one segment needs a few times its waveform (230 MB)."""
+def test_channels_are_had_one_by_one_and_mixed_in_the_order_asked_for(tmp_path: Path) -> None:
+    sound_NC = sound(50_000, 5, 16_000)
+    for name, write in (("wav", by_soundfile("WAV", "FLOAT")), ("mka", by_pyav("matroska", "flac"))):
+        path = tmp_path / name
+        write(path, sound_NC, 16_000)
+        found = probe_path(path)
+        first_NC, second_NC = read(path, found, [Span(7, 20_000, (4, MIX, 0)), Span(30_000, 20_000, (2,))])
+        expected_NC = np.stack([sound_NC[:, 4], sound_NC.mean(axis=1), sound_NC[:, 0]], axis=1)
+        np.testing.assert_allclose(first_NC, expected_NC[7:20_007], atol=1e-4)  # FLAC has 16 bits
+        np.testing.assert_allclose(second_NC, sound_NC[30_000:, 2:3], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["wav-16-stereo", "flac-24-stereo", "mp3-tagged-stereo", "ogg-opus-stereo", "m4a-stereo"]
+)
+def test_a_window_without_a_descriptor_is_read_like_a_file(name: str, tmp_path: Path) -> None:
+    """A member of a tar: bytes in the middle of a file, with other bytes about them."""
+    chosen = next(case for case in CASES if case.name == name)
+    path = tmp_path / name
+    chosen.write(path, sound(chosen.num_samples, chosen.num_channels, chosen.rate), chosen.rate)
+    found = probe_path(path)
+    content = path.read_bytes()
+    (tmp_path / "tar").write_bytes(b"RIFF....WAVE" * 99 + content + b"\xff\xfb\x90\x64" * 99)
+    spans = [Span(0, 5), Span(70_000, 20_000), Span(found.num_samples - 9, 9)]
+    expected = read(path, found, spans)
+    for window in (io.BytesIO(content), _window(tmp_path / "tar", 12 * 99, len(content))):
+        assert probe(window, len(content), Limits()) == found
+        pieces = decode(window, len(content), format=found.format, spans=spans)
+        got: list[list[NDArray[np.float32]]] = [[], [], []]
+        for index, piece_NC in pieces:
+            got[index].append(piece_NC)
+        for one, other in zip(got, expected, strict=True):
+            assert np.array_equal(np.concatenate(one), other)
+
+
+def _window(path: Path, offset: int, size: int) -> BinaryIO:
+    return cast(BinaryIO, Window(os.open(path, os.O_RDONLY), offset, size))
+
+
+def test_an_hour_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    """Windows of an hour need one window's memory."""
     with soundfile.SoundFile(tmp_path / "hour.flac", "w", 16_000, 1, subtype="PCM_16") as file:
         for _ in range(60):
             file.write(np.zeros(60 * 16_000, dtype=np.int16))
     script = """
 import resource, sys
-import torch
-from wavemill.pipelines.audio import Span, probe, read_spans
-from wavemill.pipelines.tokenize import Work, encode_rows
-from wavemill.tokenizers.codebook import Codebook
-from wavemill.tokenizers.numerics import use_one_thread
-from wavemill.tokenizers.tokenizer import CodebookTokenizer, load_features
+from wavemill.pipelines.audio import Limits, Span, decode, probe
 
 def grown():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - imported
 
-folder, use, imported = sys.argv[1], use_one_thread(), 0
+imported = 0
 imported = grown()
-path = folder + "/hour.flac"
-found = probe(path)
-assert found.num_samples == 3600 * 16000, found
-asked = dict(format_name="flac", size_bytes=found.size_bytes)
-windows = [Span(start, 480000) for start in range(0, found.num_samples, 480000)]
-count = sum(len(w[16000]) for w in read_spans(path, spans=windows, sample_rates=[16000, 24000], **asked))
-assert count == found.num_samples
-print(grown())
-[whole] = read_spans(path, spans=[Span(0, found.num_samples)], sample_rates=[16000], **asked)
-assert len(whole[16000]) == found.num_samples and not whole[16000].any()
-del whole
-print(grown())
-tokenizers = {}
-for name in ("mfcc-kmeans", "mel-rvq"):
-    features = load_features(name)
-    centroids = torch.randn(features.default_num_codebooks, 8, features.dim)
-    tokenizers[name] = CodebookTokenizer(features, Codebook(centroids, {}))
-row = dict(source="s", source_root=folder, path="hour.flac", format="flac", size_bytes=found.size_bytes,
-           sample_rate=16000, start_sample=0, num_samples=found.num_samples, error=None, error_message=None)
-work = Work(root_uri="", corpus=None, streams=(), device="cpu", source_roots={}, decode_threads=1,
-            decode_ahead_bytes=1 << 20)
-[codes], _, _ = encode_rows([row], tokenizers, work)
-assert codes["mfcc-kmeans"].shape == (1, 179999) and codes["mel-rvq"].shape == (8, 180000)
+with open(sys.argv[1] + "/hour.flac", "rb") as file:
+    size = file.seek(0, 2)
+    found = probe(file, size, Limits())
+    assert found.num_samples == 3600 * 16000, found
+    spans = [Span(0, found.num_samples)]
+    assert sum(len(x) for _, x in decode(file, size, format="flac", spans=spans)) == found.num_samples
+assert "torch" not in sys.modules
 print(grown())
 """
     done = subprocess.run(
         [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-2_000:]
-    windows_mb, whole_mb, encoded_mb = map(float, done.stdout.split())
-    assert windows_mb < 100
-    assert whole_mb < 700
-    assert encoded_mb < 1_600  # 750 as a rule; how well the allocator fits blocks into holes varies
+    assert float(done.stdout) < 60

@@ -14,15 +14,18 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from audio_at import probe_at, read_at, read_rows
 from conftest import STREAMS
 from numpy.typing import NDArray
 from torch import Tensor
 from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.tokenize import open_corpus
-from wavemill.pipelines.audio import AudioError, Span, probe, read_spans
-from wavemill.pipelines.corpus import CorpusPolicy
-from wavemill.pipelines.sources import is_audio
-from wavemill.pipelines.tokenize import Encoded, Row, Work, encode_rows, load_stream_tokenizer, read_segments
+from wavemill.pipelines.audio import Span
+from wavemill.pipelines.entries import AudioError
+from wavemill.pipelines.policy import CorpusPolicy
+from wavemill.pipelines.reading import Reader, Row
+from wavemill.pipelines.source_paths import is_audio
+from wavemill.pipelines.tokenize import Encoded, encode_rows, load_stream_tokenizer
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA
@@ -37,14 +40,7 @@ SILENCE = np.zeros(0, dtype=np.float32)
 def outcome(path: Path | str) -> AudioError | Tensor:
     """The recording's samples at 16 kHz, or the error it ends in, when it is probed or when it is read."""
     try:
-        found = probe(str(path))
-        [result] = read_spans(
-            str(path),
-            format_name=found.format.name,
-            size_bytes=found.size_bytes,
-            spans=[Span(0, found.num_samples)],
-            sample_rates=[16_000],
-        )
+        [result] = read_at(path, [Span(0, probe_at(path).num_samples)], [16_000])
     except AudioError as error:
         result = error
     if isinstance(result, AudioError):
@@ -118,17 +114,17 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "a WAV that lacks a byte": (lambda: sound("WAV", "PCM_24")[:-1], "truncated"),
     "a FLAC cut behind its magic": (lambda: sound("FLAC")[:4], "corrupt"),
     "a FLAC cut behind its header": (lambda: sound("FLAC")[:42], "truncated"),
-    "a FLAC that lacks half": (lambda: half(sound("FLAC")), "corrupt"),
+    "a FLAC that lacks half": (lambda: half(sound("FLAC")), "truncated"),
     "a FLAC that lacks a byte": (lambda: sound("FLAC")[:-1], "corrupt"),
     "a FLAC with a wrong byte": (lambda: flipped(sound("FLAC")), "corrupt"),
     "an MP3 that lacks half": (lambda: half(container("mp3", "libmp3lame")), "truncated"),
     "an MP3 with nothing behind its tag": (lambda: ID3, "not-audio"),
     "an MP3 whose tag is longer than the file": (lambda: b"ID3\x03\x00\x00\x7f\x7f\x7f\x7f" + bytes(99), "not-audio"),
-    "an Ogg cut inside its header": (lambda: sound("OGG")[:1_000], "corrupt"),
-    "an M4A without its index": (lambda: half(container("ipod", "aac")), "corrupt"),
-    "an M4A that lacks half": (lambda: half(container("ipod", "aac", movflags="faststart")), "corrupt"),
-    "an M4A that lacks all sound": (lambda: container("ipod", "aac", movflags="faststart")[:1_200], "corrupt"),
-    "a WebM that is a header": (lambda: container("webm", "libopus")[:200], "corrupt"),
+    "an Ogg cut inside its header": (lambda: sound("OGG")[:1_000], "truncated"),
+    "an M4A without its index": (lambda: half(container("ipod", "aac")), "truncated"),
+    "an M4A that lacks half": (lambda: half(container("ipod", "aac", movflags="faststart")), "truncated"),
+    "an M4A that lacks all sound": (lambda: container("ipod", "aac", movflags="faststart")[:1_200], "truncated"),
+    "a WebM that is a header": (lambda: container("webm", "libopus")[:200], "truncated"),
     "an error page": (lambda: b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "not-audio"),
     "an error page behind blank lines": (lambda: b"\xef\xbb\xbf\r\n\n <html>403</html>", "not-audio"),
     "an XML answer": (lambda: b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "not-audio"),
@@ -149,7 +145,6 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "2^31 - 1 Hz": (lambda: wav(rate=2**31 - 1, num_channels=1), "unsupported"),
     "2^32 - 1 Hz": (lambda: wav(rate=2**32 - 1, num_channels=1), "corrupt"),
     "0 Hz": (lambda: wav(rate=0, num_channels=1), "corrupt"),
-    "a rate with no small ratio": (lambda: wav(rate=44_101, num_channels=1), "unsupported"),
     "0 channels": (lambda: wav(rate=16_000, num_channels=0), "corrupt"),
     "65 channels": (lambda: wav(rate=16_000, num_channels=65), "unsupported"),
     "200 channels": (lambda: wav(rate=16_000, num_channels=200), "unsupported"),
@@ -193,15 +188,13 @@ def test_what_a_bad_file_seems_to_be_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
-def test_an_ogg_cut_short_gives_what_is_there_and_no_other_samples(subtype: str, tmp_path: Path) -> None:
-    """Ogg says its length on its last page only: a cut between pages cannot be told from an end."""
+def test_an_ogg_cut_short_is_told_by_its_missing_end(subtype: str, tmp_path: Path) -> None:
     (tmp_path / "whole.ogg").write_bytes(sound("OGG", subtype))
     (tmp_path / "cut.ogg").write_bytes(half(sound("OGG", subtype)))
-    whole_N, cut_N = outcome(tmp_path / "whole.ogg"), outcome(tmp_path / "cut.ogg")
+    whole_N = outcome(tmp_path / "whole.ogg")
     assert isinstance(whole_N, Tensor)
-    assert isinstance(cut_N, Tensor)
-    assert 10_000 < len(cut_N) < 50_000 < len(whole_N) == 60_000
-    assert torch.equal(cut_N, whole_N[: len(cut_N)])
+    assert len(whole_N) == 60_000
+    assert kind_of(tmp_path / "cut.ogg") == "truncated"
 
 
 def test_audio_whose_codec_nobody_here_decodes_is_an_error(tmp_path: Path) -> None:
@@ -301,25 +294,19 @@ def test_what_is_no_regular_file_is_an_error_and_hangs_nobody(tmp_path: Path) ->
 def test_a_file_that_changed_or_went_since_it_was_probed_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(sound("WAV"))
-    found = probe(str(path))
+    found = probe_at(path)
+    row = {"source_root": str(tmp_path), "path": path.name, "format": found.format, "size_bytes": found.size_bytes}
+    row |= {"sample_rate": found.sample_rate, "start_sample": 0, "num_samples": found.num_samples}
 
     def kind() -> str:
-        with pytest.raises(AudioError) as caught:
-            list(
-                read_spans(
-                    str(path),
-                    format_name=found.format.name,
-                    size_bytes=found.size_bytes,
-                    spans=[Span(0, found.num_samples)],
-                    sample_rates=[16_000],
-                )
-            )
-        return caught.value.kind
+        (result,) = read_rows([row], [16_000])
+        assert isinstance(result, AudioError)
+        return result.kind
 
     path.write_bytes(sound("WAV", samples=NOISE[:100]))
     assert kind() == "changed"
     path.write_bytes(np.random.default_rng(0).bytes(found.size_bytes))
-    assert kind() == "corrupt"
+    assert kind() == "not-audio"
     path.unlink()
     assert kind() == "missing"
     os.mkfifo(path)
@@ -360,6 +347,9 @@ def tokenizers(fitted_root: Path) -> dict[str, Tokenizer]:
     return {stream.name: load_stream_tokenizer(Root(fitted_root), stream, device="cpu") for stream in STREAMS}
 
 
+READERS: list[Reader] = []  # kept warm, as workers do
+
+
 def build(source: Path | str, root: Path, *, window_s: float | None = None) -> list[Row]:
     """All rows of a fresh corpus, in order."""
     build_corpus(Root(root), [f"x={source}"], CorpusPolicy(window_s=window_s), shard_hours=1)
@@ -374,16 +364,9 @@ def build(source: Path | str, root: Path, *, window_s: float | None = None) -> l
 def encode(
     rows: list[Row], tokenizers: dict[str, Tokenizer], *, threads: int = 1, ahead_bytes: int = 1 << 26
 ) -> list[Encoded]:
-    work = Work(
-        root_uri="",
-        corpus=None,  # pyright: ignore[reportArgumentType] - rows are handed in
-        streams=(),
-        device="cpu",
-        source_roots={},
-        decode_threads=threads,
-        decode_ahead_bytes=ahead_bytes,
-    )
-    return encode_rows(rows, tokenizers, work)[0]
+    while len(READERS) < threads:
+        READERS.append(Reader(Root("/nonexistent")))
+    return encode_rows(rows, tokenizers, READERS[:threads], ahead_bytes=ahead_bytes)[0]
 
 
 def same(one: Encoded, other: Encoded) -> bool:
@@ -443,9 +426,9 @@ def test_one_bad_window_fails_alone(tmp_path: Path, tokenizers: dict[str, Tokeni
             assert same(clean, marred)
 
 
-@pytest.mark.parametrize(("format", "kind"), [("FLAC", "corrupt"), ("MP3", "truncated")])
+@pytest.mark.parametrize("format", ["FLAC", "MP3"])
 def test_windows_before_the_place_where_a_recording_breaks_off_keep_their_codes(
-    format: str, kind: str, tmp_path: Path, tokenizers: dict[str, Tokenizer]
+    format: str, tmp_path: Path, tokenizers: dict[str, Tokenizer]
 ) -> None:
     samples = (0.2 * np.random.default_rng(1).standard_normal(40 * 16_000)).astype(np.float32)
     results = []
@@ -458,7 +441,7 @@ def test_windows_before_the_place_where_a_recording_breaks_off_keep_their_codes(
     kept = [same(one, other) for one, other in zip(whole, marred, strict=True)]
     assert kept == sorted(kept, reverse=True)  # good up to one place, errors from there on
     assert kept.count(True) >= 8
-    assert {error.kind for error, good in zip(marred, kept, strict=True) if not good} == {kind}
+    assert {error.kind for error, good in zip(marred, kept, strict=True) if not good} == {"truncated"}
 
 
 def test_bad_files_never_disturb_their_neighbours_codes(
@@ -485,7 +468,7 @@ def test_bad_files_never_disturb_their_neighbours_codes(
     assert all(isinstance(error, AudioError) for error in together.values())
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(30)
 def test_bad_recordings_give_back_the_memory_they_had_booked(tmp_path: Path, tokenizers: dict[str, Tokenizer]) -> None:
     """Two threads under a budget for one segment: if a failure freed nothing, the other thread would wait for ever."""
     long = np.concatenate([np.tile(NOISE, 30), [np.nan]])  # the second thread waits by the time this fails
@@ -518,13 +501,13 @@ def test_a_window_beside_damage_is_read_alike_alone_and_with_its_neighbours(tmp_
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 255
     path.write_bytes(content)
-    common = {"source": "s", "source_root": str(tmp_path), "path": path.name, "format": "flac"}
+    common = {"source": "s", "source_root": str(tmp_path), "path": path.name, "format": "flac", "sample_rate": 16_000}
     rows = [
         {**common, "size_bytes": len(content), "start_sample": 48_000 * number, "num_samples": 48_000}
         for number in range(10)
     ]
-    together = list(read_segments(rows, [16_000], {}))
-    alone = [next(read_segments([row], [16_000], {})) for row in rows]
+    together = read_rows(rows, [16_000])
+    alone = [read_rows([row], [16_000])[0] for row in rows]
     for one, other in zip(together, alone, strict=True):
         assert isinstance(one, AudioError) == isinstance(other, AudioError)
         assert isinstance(one, AudioError) or torch.equal(one[16_000], other[16_000])

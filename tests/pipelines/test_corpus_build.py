@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from wavemill.jobs.corpus import BuildResult, build_corpus
 from wavemill.jobs.tokenize import open_corpus
-from wavemill.pipelines.corpus import CorpusPolicy
+from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA, segment_id

@@ -16,8 +16,8 @@ from conftest import STREAMS
 from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.engine import InlineEngine
 from wavemill.jobs.tokenize import TokenizeOptions, open_corpus, tokenize
-from wavemill.pipelines.corpus import CorpusPolicy
 from wavemill.pipelines.export import export_webdataset
+from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.storage.codes import open_stream, read_codes, stream_spec
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root

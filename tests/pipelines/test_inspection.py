@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.tokenize import open_corpus
-from wavemill.pipelines.corpus import CorpusPolicy
 from wavemill.pipelines.inspection import describe_corpus, describe_streams
+from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.pipelines.quarantine import quarantined
 from wavemill.storage.root import Root
 
@@ -58,7 +58,7 @@ def test_the_corpus_is_counted_as_a_naive_reader_counts_it(finished_root: Path) 
         assert found[key] == Counter(row[column] for row in rows if row[column] is not None)
     assert found["sample_rates"] == Counter(str(row["sample_rate"]) for row in rows if row["sample_rate"])
     assert found["errors"] == sum(row["error"] is not None for row in rows) == 3
-    assert found["policy"] == {"window_s": None, "channels": "mix"}
+    assert CorpusPolicy.from_json(found["policy"]) == CorpusPolicy()
     json.dumps(found)
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from audio_at import read_rows
 from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.tokenize import open_corpus
-from wavemill.pipelines.corpus import CorpusPolicy
+from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.pipelines.sample import Sample, sample_frames
-from wavemill.pipelines.tokenize import Work, read_segments
+from wavemill.pipelines.tokenize import Work
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA
@@ -95,7 +96,7 @@ def every_frame(path: Path, features: Features, *, leave_out: str = "") -> np.nd
     for shard in corpus.files:
         rows = read_parquet(root, corpus.path(shard), schema=CORPUS_SCHEMA).to_pylist()
         good = [row for row in rows if row["error"] is None and row["speaker"] != leave_out]
-        for result in read_segments(good, [16_000], {}):
+        for result in read_rows(good, [16_000]):
             if isinstance(result, dict):
                 frames.append(features.extract(result[16_000]).numpy())
     return np.concatenate(frames)

@@ -11,8 +11,9 @@ import pytest
 import soundfile
 from wavemill.jobs.corpus import BuildResult, build_corpus
 from wavemill.jobs.tokenize import open_corpus
-from wavemill.pipelines.corpus import CorpusPolicy
-from wavemill.pipelines.sources import Entry, Source, open_source
+from wavemill.pipelines.entries import Entry, Source
+from wavemill.pipelines.policy import CorpusPolicy
+from wavemill.pipelines.sources import open_source
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA
@@ -106,7 +107,7 @@ def test_the_datasets_own_root_is_passed_over_wherever_it_lies_in_a_source(tmp_p
 
 def test_files_that_are_no_audio_by_name_and_content_are_counted_by_suffix(tmp_path: Path) -> None:
     touch(tmp_path / "s" / "a.wav")
-    for name in ("a.txt", "b.TXT", "b/c.json", "README", "d.jpg", "e.tar.gz"):
+    for name in ("notes.txt", "b.TXT", "b/c.json", "README", "d.jpg", "e.tar.gz"):
         path = tmp_path / "s" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("no audio")

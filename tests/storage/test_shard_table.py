@@ -415,9 +415,9 @@ def test_a_version_that_is_not_there_is_refused_in_a_sentence(root: Root) -> Non
 
 def test_a_table_of_another_format_is_refused_by_both_numbers(root: Root) -> None:
     description = json.loads(DeltaTable(root.join(FOLDER)).metadata().description)
-    changed = json.dumps({**description, "wavemill": 2})
+    changed = json.dumps({**description, "wavemill": 1})
     DeltaTable(root.join(FOLDER)).alter.set_table_description(changed)
-    with pytest.raises(UserError, match=r"table format 2; this version reads format 1\. .*\.$"):
+    with pytest.raises(UserError, match=r"table format 1; this version reads format 2\. .*\.$"):
         read_snapshot(root, FOLDER)
 
 

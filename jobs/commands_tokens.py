@@ -1,0 +1,173 @@
+"""Commands that make, check, play back and hand on tokens."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..tokenizers.spec import UserError
+from .arguments import parse_moved, parse_seconds, parse_streams, parse_versions, require_device
+from .console import DeviceOption, JsonOption, MovedOption, RootArgument, app, plain, print_json, say
+
+
+@app.command()
+def tokenize(
+    root: RootArgument,
+    stream: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=TOKENIZER[:CODEBOOK]",
+            help="A stream to make. May be repeated. Default: semantic=mfcc-kmeans and acoustic=mel-rvq.",
+        ),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="ray or inline (this process).")] = "ray",
+    address: Annotated[
+        str | None, typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster; default: one on this machine.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Default: one per CPU core, or per GPU.")] = None,
+    device: DeviceOption = "cpu",
+    max_error_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Stop when more than this share of segments fails.")
+    ] = 0.05,
+    any_numerics: Annotated[bool, typer.Option(help="Let one stream mix machines whose rounding may differ.")] = False,
+    deadline: Annotated[
+        str, typer.Option(help="A decoder without a sign of life for so long is stopped, its file quarantined.")
+    ] = "60s",
+    source: MovedOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Turn every segment into tokens. Kill it anywhere: the same command goes on; when all is done it does nothing."""
+    from ..pipelines.decoder import DecoderSettings
+    from ..storage.root import Root
+    from .stages import tokenize_figures, tokenize_stage
+    from .tokenize import TokenizeOptions
+
+    require_device(device)
+    options = TokenizeOptions(
+        device=device,
+        max_error_share=max_error_share,
+        source_roots=parse_moved(source),
+        any_numerics=any_numerics,
+        decoder=DecoderSettings(deadline_s=parse_seconds(deadline, "--deadline", least_s=1)),
+    )
+    summary = tokenize_stage(
+        Root(root), parse_streams(stream), options, engine=engine, address=address, workers=workers
+    )
+    if json_:
+        print_json(tokenize_figures(summary))
+
+
+@app.command()
+def decode(
+    root: RootArgument,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID...]", help="Segments; default: the first few.")
+    ] = None,
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the WAV files go.")] = Path("decoded"),
+    stream: Annotated[str, typer.Option(help="An acoustic stream.")] = "acoustic",
+    codebooks: Annotated[int | None, typer.Option(min=1, help="Only the first so many: lower fidelity.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many segments if no ids are given.")] = 5,
+    json_: JsonOption = False,
+) -> None:
+    """Write the sound that acoustic tokens stand for."""
+    from ..pipelines.listen import decode_segments
+    from ..storage.root import Root
+    from .tokenize import open_corpus
+
+    place = Root(root)
+    written = []
+    for sound in decode_segments(
+        place,
+        open_corpus(place),
+        stream,
+        ids=frozenset(ids or ()),
+        limit=limit,
+        num_codebooks=codebooks,
+        folder=to,
+    ):
+        written.append({name: getattr(sound, name) for name in sound.__slots__})
+        if not json_:
+            print(f"{sound.path}  {sound.duration_s:.1f} s  from {plain(sound.source_path)}")
+    if json_:
+        print_json(written)
+
+
+@app.command()
+def verify(
+    root: RootArgument,
+    sample: Annotated[int, typer.Option(min=0, help="Segments to tokenize again, alone.")] = 20,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    source: MovedOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Read everything back with checksums, compare streams with the corpus row by row, tokenize a sample again."""
+    from ..pipelines.verify import verify as check
+    from ..storage.root import Root
+    from .progress import Progress
+    from .tokenize import open_corpus
+
+    place = Root(root)
+    corpus = open_corpus(place)
+    with Progress("verify", total_segments=corpus.num_rows) as progress:
+        verdict = check(
+            place,
+            corpus,
+            sample=sample,
+            seed=seed,
+            source_roots=parse_moved(source),
+            on_shard=lambda segments, audio_s: progress.advance(segments=segments, audio_s=audio_s, errors=0),
+        )
+    if json_:
+        print_json({name: getattr(verdict, name) for name in verdict.__slots__})
+    for problem in verdict.problems:
+        say(f"- {plain(problem)}")
+    say(
+        f"{'Whole' if not verdict.num_problems else 'NOT WHOLE'}: {verdict.segments:,} segments, "
+        f"{verdict.stream_rows:,} stream rows in {verdict.files:,} files; {verdict.tokenized_again:,} segments "
+        f"tokenized again alone, {verdict.codes_different:,} of {verdict.codes_compared:,} codes differ; "
+        f"{verdict.num_problems:,} problems."
+    )
+    if verdict.num_problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    root: RootArgument,
+    format: Annotated[str, typer.Option(help="webdataset.")] = "webdataset",
+    stream: Annotated[list[str] | None, typer.Option(help="A stream to export; default: all. May be repeated.")] = None,
+    at: Annotated[
+        list[str] | None, typer.Option(metavar="STREAM=VERSION", help="Pin a table version. May be repeated.")
+    ] = None,
+    view: Annotated[str, typer.Option(help="The export's name, below ROOT/webdataset/.")] = "plain",
+    json_: JsonOption = False,
+) -> None:
+    """Write plain tars of a pinned snapshot."""
+    from ..pipelines.corpus import CORPUS
+    from ..storage.codes import list_streams, open_stream
+    from ..storage.root import Root
+    from ..storage.schema import require_stream_name
+    from ..storage.table import read_snapshot
+    from .stages import export_stage
+    from .tokenize import open_corpus
+
+    if format != "webdataset":
+        raise UserError(f"--format {format!r} is unknown; there is: webdataset.")
+    require_stream_name(view)
+    place = Root(root)
+    versions = parse_versions(at)
+    corpus = open_corpus(place)
+    if CORPUS in versions:
+        corpus = read_snapshot(place, CORPUS, version=versions[CORPUS]) or corpus
+        if not corpus.files:
+            raise UserError(f"The corpus in {place} is empty at version {versions[CORPUS]}. Pin a later one.")
+    names = stream or list_streams(place)
+    if not names:
+        raise UserError(f"There is no stream in {place} yet; make some with `wavemill tokenize {place}`.")
+    stray = sorted(set(versions) - {CORPUS, *names})
+    if stray:
+        raise UserError(f"--at pins {stray[0]!r}, but what is exported is {', '.join([CORPUS, *names])}.")
+    streams = {name: open_stream(place, name, version=versions.get(name)) for name in names}
+    index = export_stage(place, corpus, streams, view=view)
+    if json_:
+        print_json(index)

@@ -1,0 +1,46 @@
+"""What the commands share: the Typer applications, options that several of them take, and printing."""
+
+import json
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="wavemill",
+    help="Turn folders of audio into semantic and acoustic token datasets.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+corpus_app = typer.Typer(help="Build and look at the table of segments that jobs work on.", no_args_is_help=True)
+codebook_app = typer.Typer(help="Fit codebooks.", no_args_is_help=True)
+app.add_typer(corpus_app, name="corpus")
+app.add_typer(codebook_app, name="codebook")
+
+RootArgument = Annotated[str, typer.Argument(metavar="ROOT", help="The dataset's folder.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+MovedOption = Annotated[
+    list[str] | None,
+    typer.Option("--source", metavar="NAME=PATH", help="Where a source is now, if it has moved. May be repeated."),
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def plain(text: str) -> str:
+    """Text from outside without control characters, safe on a terminal."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def fail(error: Exception | str, *, status: int) -> NoReturn:
+    say(f"Error: {plain(str(error))}")
+    sys.exit(status)

@@ -1,0 +1,211 @@
+"""The stages of making a dataset as a person sees them: live progress, then sentences on stderr about the result.
+
+Commands of one stage and `wavemill run`, which does all of them, share these; nothing here prints to stdout.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..pipelines.audio import Limits
+from ..pipelines.corpus import CORPUS
+from ..pipelines.decoder import DecoderSettings
+from ..pipelines.export import export_webdataset
+from ..pipelines.policy import CorpusPolicy
+from ..pipelines.tokenize import StreamConfig
+from ..storage.root import Root
+from ..storage.table import Snapshot
+from ..tokenizers.fit import MIN_FRAMES_PER_CENTROID
+from ..tokenizers.spec import UserError
+from .codebook import FitOptions, fit_codebook
+from .console import plain, say
+from .corpus import BuildResult, SourceArgument, build_corpus
+from .engine import Engine, InlineEngine
+from .progress import Progress
+from .tokenize import Summary, TokenizeOptions
+from .tokenize import tokenize as run_tokenize
+
+ENGINES = ("ray", "inline")
+
+
+def build_stage(
+    root: Root,
+    sources: Sequence[str | SourceArgument],
+    policy: CorpusPolicy,
+    *,
+    shard_hours: float,
+    limits: Limits | None = None,
+    separate: str | None = None,
+    decoder: DecoderSettings | None = None,
+) -> BuildResult:
+    """Add what is new in the sources to the corpus of `root`. Raises `UserError` if there is no audio at all."""
+    with Progress("corpus") as progress:
+        result = build_corpus(
+            root,
+            sources,
+            policy,
+            shard_hours=shard_hours,
+            limits=limits or Limits(),
+            separate=separate,
+            decoder=decoder,
+            on_shard=lambda table: progress.advance(
+                segments=table.num_rows,
+                audio_s=sum(table["duration_s"].to_pylist()),
+                errors=table.num_rows - table["error"].null_count,
+            ),
+        )
+    counts = result.counts
+    if result.skipped:
+        say(f"Passed over, being no audio: {_listed(result.skipped)}.")
+    if counts.left_out:
+        say(f"Left out: {_listed(dict(counts.left_out.most_common()))}.")
+    if counts.twice:
+        say(f"{counts.twice:,} entries were named twice and are in once.")
+    if counts.replaced:
+        say(
+            f"{counts.replaced:,} recordings have other bytes now than when they were added: their rows stay, and will "
+            "become errors (changed) if they are tokenized. To add the new ones, give the source another name."
+        )
+    if not counts.new and not counts.known and not counts.replaced and not counts.left_out:
+        raise UserError(f"No audio was found in {', '.join(_names(sources))}.")
+    say(
+        f"{counts.new:,} new segments ({counts.duration_s / 3600:.2f} h, {counts.errors:,} with errors) "
+        f"in {result.num_shards:,} new shards, {counts.known:,} known already, in {root}."
+    )
+    return result
+
+
+def build_figures(result: BuildResult) -> dict[str, Any]:
+    """What a build did, for programs."""
+    names = ("new", "known", "replaced", "twice", "errors", "duration_s")
+    figures = {name: getattr(result.counts, name) for name in names}
+    return figures | {"left_out": dict(result.counts.left_out), "skipped": result.skipped}
+
+
+def fit_stage(root: Root, tokenizer: str, options: FitOptions) -> dict[str, Any]:
+    """Fit a codebook on a sample of the corpus of `root`; its header."""
+    with Progress(f"sampling for {tokenizer}") as progress:
+        header = fit_codebook(
+            root,
+            tokenizer,
+            options,
+            on_segment=lambda duration_s, failed: progress.advance(segments=1, audio_s=duration_s, errors=failed),
+            on_stage=lambda stage: say(f"fitted codebook {stage}"),
+        )
+    say(
+        f"Codebook {header['codebook']}: {header['num_codebooks']} x {header['size']:,} centroids of {header['dim']} "
+        f"dimensions on {header['frames']:,} frames ({header['frames_per_centroid']:,} per centroid) of "
+        f"{header['segments']:,} segments; mean square {header['mean_square']:,.1f} -> "
+        f"{header['mean_square_error'][-1]:,.1f}."
+    )
+    if not header["enough_frames"]:
+        say(
+            f"Warning: under {MIN_FRAMES_PER_CENTROID} frames per centroid, so centroids follow single frames. "
+            "Give more audio, a larger budget or a smaller size."
+        )
+    return header
+
+
+def tokenize_stage(
+    root: Root,
+    streams: Sequence[StreamConfig],
+    options: TokenizeOptions,
+    *,
+    engine: str,
+    address: str | None = None,
+    workers: int | None = None,
+) -> Summary:
+    """Tokenize what the streams lack of the corpus of `root`."""
+    if engine not in ENGINES:
+        raise UserError(f"--engine {engine!r} is unknown; there are: {', '.join(ENGINES)}.")
+
+    def make_engine() -> Engine:
+        if engine == "inline":
+            return InlineEngine()
+        from .ray_engine import RayEngine
+
+        return RayEngine(address=address, num_workers=workers)
+
+    with Progress("tokenize") as progress:
+        summary = run_tokenize(
+            root,
+            streams,
+            make_engine,
+            options,
+            on_start=progress.expect,
+            on_report=lambda report: progress.advance(
+                segments=report.num_segments, audio_s=report.duration_s, errors=report.num_errors
+            ),
+        )
+    if not summary.shards:
+        say(f"Nothing to do: every segment of the corpus has its row in {root}.")
+        return summary
+    say(
+        f"{summary.segments:,} segments, {summary.duration_s / 3600:.2f} h in {summary.wall_s:.1f} s "
+        f"({summary.duration_s / summary.wall_s:,.0f} x realtime), {summary.errors:,} errors. Worker time: "
+        f"decode {summary.decode_s:.1f} s, encode {summary.encode_s:.1f} s, write {summary.write_s:.1f} s; "
+        f"driver commits {summary.commit_s:.1f} s."
+    )
+    if summary.errors:
+        say(f"See the errors with: wavemill quarantine {root}")
+    return summary
+
+
+def tokenize_figures(summary: Summary) -> dict[str, Any]:
+    """What a run did, for programs."""
+    return {name: getattr(summary, name) for name in summary.__dataclass_fields__}
+
+
+def export_stage(root: Root, corpus: Snapshot, streams: dict[str, Snapshot], *, view: str) -> dict[str, Any]:
+    """Write a WebDataset view of pinned snapshots; its index."""
+    with Progress("export", total_segments=corpus.num_rows) as progress:
+        index = export_webdataset(
+            root,
+            corpus,
+            streams,
+            view=view,
+            on_shard=lambda segments, audio_s, errors: progress.advance(
+                segments=segments, audio_s=audio_s, errors=errors
+            ),
+        )
+    say(
+        f"{index['samples']:,} samples in {len(index['tars']):,} tars ({index['left_out']:,} with errors left out): "
+        f"{root.join(f'webdataset/{view}')}"
+    )
+    return index
+
+
+def exported(root: Root, view: str) -> dict[str, Any] | None:
+    """The index of a view that was exported, or None. Raises `UserError` for a file that is no index."""
+    path = f"webdataset/{view}/index.json"
+    try:
+        index = json.loads(root.read_bytes(path))
+        if not isinstance(index["versions"], dict):
+            raise TypeError("its versions are no object")
+        for tar in index["tars"]:
+            str(tar["name"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{root.join(path)} is no index of wavemill's ({error!r}). Remove it, or name another view."
+        ) from error
+    return index
+
+
+def is_whole(root: Root, view: str, index: dict[str, Any]) -> bool:
+    """Whether all tars that a view's index names are there."""
+    return {tar["name"] for tar in index["tars"]} <= set(root.list(f"webdataset/{view}"))
+
+
+def snapshot_versions(corpus: Snapshot, streams: Mapping[str, Snapshot]) -> dict[str, int]:
+    """The versions that a view of these snapshots is exported from, as its index names them."""
+    return {CORPUS: corpus.version, **{name: streams[name].version for name in sorted(streams)}}
+
+
+def _names(sources: Sequence[str | SourceArgument]) -> list[str]:
+    return [source if isinstance(source, str) else source.argument for source in sources]
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return plain(", ".join(f"{count:,} {name}" for name, count in counts.items()))

@@ -1,0 +1,102 @@
+"""Decoding ahead: threads that turn rows into waveforms while others are encoded, in bounded memory."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from queue import SimpleQueue
+from typing import Any
+
+from torch import Tensor
+
+from .entries import AudioError
+from .reading import Reader, Row
+from .resample import resampled_length
+
+
+class DecodeAhead:
+    """Iterates `(index, waveforms or error)` over the rows without an error, decoded ahead in bounded memory.
+
+    A thread per reader takes whole recordings; what they have decoded and nobody has taken yet stays under the budget,
+    one segment always being allowed. The order of results is not the order of rows.
+    """
+
+    def __init__(self, rows: list[Row], rates: set[int], readers: Sequence[Reader], ahead_bytes: int) -> None:
+        self.decode_s = 0.0
+        self._rates = rates
+        self._readers = readers
+        self._ahead_bytes = ahead_bytes
+        good = [(index, row) for index, row in enumerate(rows) if row["error"] is None]
+        self._groups = deque(list(group) for _, group in groupby(good, key=lambda pair: _pass_key(pair[1])))
+        self._num_rows = len(good)
+        self._ready: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        self._room = threading.Condition()
+        self._held_bytes = 0
+        self._stopped = False
+
+    def __iter__(self) -> Iterator[tuple[int, dict[int, Tensor] | AudioError]]:
+        threads = [threading.Thread(target=self._decode, args=[reader], daemon=True) for reader in self._readers]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(self._num_rows):
+                index, result = self._ready.get()
+                if isinstance(result, BaseException) and not isinstance(result, AudioError):
+                    raise result
+                yield index, result
+                if not isinstance(result, AudioError):
+                    self._release(result)
+        finally:
+            with self._room:
+                self._stopped = True
+                self._room.notify_all()
+            for thread in threads:
+                thread.join()
+
+    def _decode(self, reader: Reader) -> None:
+        try:
+            while not self._stopped:
+                try:
+                    group = self._groups.popleft()
+                except IndexError:
+                    return
+                self._decode_group(reader, group)
+        except BaseException as error:  # noqa: BLE001 - carried to the thread that waits, and raised there
+            self._ready.put((-1, error))
+
+    def _decode_group(self, reader: Reader, group: list[tuple[int, Row]]) -> None:
+        results = reader.read([row for _, row in group], self._rates)
+        for index, row in group:
+            size = sum(4 * resampled_length(row["num_samples"], row["sample_rate"], rate) for rate in self._rates)
+            if not self._reserve(size):
+                results.close()
+                return
+            started = time.perf_counter()
+            result = next(results)
+            elapsed = time.perf_counter() - started
+            with self._room:
+                self.decode_s += elapsed
+                if isinstance(result, AudioError):
+                    self._held_bytes -= size
+                    self._room.notify_all()
+            self._ready.put((index, result))
+
+    def _reserve(self, size: int) -> bool:
+        with self._room:
+            while self._held_bytes and self._held_bytes + size > self._ahead_bytes and not self._stopped:
+                self._room.wait()
+            self._held_bytes += size
+            return not self._stopped
+
+    def _release(self, waveforms: dict[int, Tensor]) -> None:
+        with self._room:
+            self._held_bytes -= sum(4 * waveform_N.shape[0] for waveform_N in waveforms.values())
+            self._room.notify_all()
+
+
+def _pass_key(row: Row) -> tuple[str, ...]:
+    """Rows of one key are read by one thread: those of a recording, or of a container that has to be read in order."""
+    if row["member"] and row["member_offset"] is None:
+        return (row["source"], row["path"])
+    return (row["source"], row["path"], row["member"])

@@ -1,0 +1,265 @@
+"""A child process that decodes audio, so that a file that hangs, crashes or bloats a decoder harms nobody else.
+
+The child gets an open descriptor, never a name: it can open nothing, write nothing, and needs no more memory than it
+is given. `Decoder` is the parent's side; run as a module, this file is the child's.
+"""
+
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..storage.failpoints import failpoint
+from . import audio
+from .audio import Limits, Probe, Span
+from .entries import AudioError
+from .window import OpenRecording, Window
+
+_LENGTH = struct.Struct("<I")
+_REPLY = struct.Struct("<cII")  # what it is, span index, bytes that follow
+_ALIVE, _RESULT, _SAMPLES, _ERROR, _DONE = b"A", b"R", b"S", b"E", b"D"
+_ALIVE_EVERY_S = 1.0
+_SOCKET_BYTES = 1 << 22
+_OPEN_FILES = 64
+_ATTEMPTS = 2  # a death that does not repeat was not the file's fault
+FATAL_KINDS = frozenset({"decoder-hang", "decoder-crash", "decoder-memory"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderSettings:
+    """What a decoder may take."""
+
+    deadline_s: float = 60.0  # without a sign of life
+    memory_bytes: int = 2 << 30  # beyond what it has when it starts
+
+
+class _ChildFailed(Exception):
+    """The child hung, died or ran out of memory. Carries the `AudioError` that blames the file."""
+
+    def __init__(self, error: AudioError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class Decoder:
+    """One child process, started when first needed and again after each death. For one thread at a time."""
+
+    def __init__(self, settings: DecoderSettings) -> None:
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+
+    def probe(self, opened: OpenRecording, limits: Limits) -> Probe:
+        """What the header says, or what counting says where no header does. Raises `AudioError`."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                replies = list(self._ask(opened, {"do": "probe", "limits": asdict(limits)}))
+                return Probe(**json.loads(replies[-1][2]))
+            except _ChildFailed as failed:
+                if attempt == _ATTEMPTS:
+                    raise failed.error from None
+        raise AssertionError("a probe has a result or an error")
+
+    def decode(
+        self, opened: OpenRecording, *, format: str, spans: Sequence[Span]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """`audio.decode` in the child: span index and samples `[n, channels of the span]`. Raises `AudioError`."""
+        done = [0] * len(spans)  # samples handed out
+        for attempt in range(1, _ATTEMPTS + 1):
+            skip = list(done)  # a second attempt gives the same samples again
+            request = {"do": "decode", "format": format, "spans": [asdict(span) for span in spans]}
+            try:
+                for kind, index, payload in self._ask(opened, request):
+                    if kind != _SAMPLES:
+                        continue
+                    piece_NC = np.frombuffer(payload, dtype=np.float32).reshape(-1, len(spans[index].channels))
+                    new_NC = piece_NC[skip[index] :]
+                    skip[index] = max(0, skip[index] - len(piece_NC))
+                    done[index] += len(new_NC)
+                    if len(new_NC):
+                        yield index, new_NC
+                return
+            except _ChildFailed as failed:
+                if attempt == _ATTEMPTS:
+                    raise failed.error from None
+
+    def close(self) -> None:
+        """End the child."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _ask(self, opened: OpenRecording, request: dict[str, Any]) -> Iterator[tuple[bytes, int, bytes]]:
+        """The child's replies to one request. A reader that leaves early costs the child its life."""
+        complete = False
+        try:
+            link = self._start()
+            what = request | {"offset": opened.offset, "size": opened.size, "whole": opened.whole, "name": opened.name}
+            message = json.dumps(what).encode()
+            socket.send_fds(link, [_LENGTH.pack(len(message))], [opened.fd])
+            link.sendall(message)
+            while True:
+                kind, index, size = _REPLY.unpack(_receive(link, _REPLY.size))
+                payload = _receive(link, size)
+                if kind == _ERROR:
+                    complete = True
+                    said = json.loads(payload)
+                    if said["kind"] == "decoder-memory":
+                        raise _ChildFailed(AudioError(**said))
+                    raise AudioError(**said)
+                if kind == _DONE:
+                    complete = True
+                    return
+                yield kind, index, payload
+        except TimeoutError:
+            raise _ChildFailed(
+                AudioError(
+                    "decoder-hang",
+                    f"the decoder gave no sign of life for {self._settings.deadline_s:g} s and was stopped",
+                )
+            ) from None
+        except (EOFError, ConnectionError):
+            raise _ChildFailed(AudioError("decoder-crash", f"the decoder {self._death()} on this recording")) from None
+        finally:
+            if not complete:
+                self.close()
+
+    def _death(self) -> str:
+        if self._process is None:
+            return "died"
+        code = self._process.wait()
+        if code == -signal.SIGKILL:
+            return "was killed (out of memory?)"
+        return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with status {code}"
+
+    def _start(self) -> socket.socket:
+        if self._socket is not None:
+            return self._socket
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+        command = [sys.executable, "-m", __name__, str(theirs.fileno()), str(self._settings.memory_bytes)]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # decoders print warnings of their own; what counts is in the replies
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C is for the parent
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
+        theirs.close()
+        ours.settimeout(self._settings.deadline_s)
+        self._socket = ours
+        return ours
+
+
+def _receive(link: socket.socket, size: int) -> bytearray:
+    content = bytearray(size)
+    view = memoryview(content)
+    while view:
+        got = link.recv_into(view)
+        if not got:
+            raise EOFError
+        view = view[got:]
+    return content
+
+
+def serve(link: socket.socket) -> NoReturn:
+    """The child's loop: requests in, samples out, until the parent is gone."""
+    while True:
+        header, descriptors, _, _ = socket.recv_fds(link, _LENGTH.size, 1)
+        if not header:
+            sys.exit(0)
+        request = json.loads(_receive(link, _LENGTH.unpack(header)[0]))
+        with os.fdopen(descriptors[0], "rb") as file:
+            _answer(link, request, file)
+
+
+def _answer(link: socket.socket, request: dict[str, Any], file: BinaryIO) -> None:
+    def reply(kind: bytes, payload: bytes | memoryview = b"", index: int = 0) -> None:
+        link.sendall(_REPLY.pack(kind, index, len(payload)))
+        if len(payload):
+            link.sendall(payload)
+
+    failpoint(f"decoder-{request['name']}")
+    recording: Any = file
+    recording.seek(0)
+    if not request["whole"]:
+        recording = Window(file.fileno(), request["offset"], request["size"])
+    try:
+        if request["do"] == "probe":
+            limits = Limits(**request["limits"])
+            found = audio.probe(recording, request["size"], limits, on_progress=_now_and_then(lambda: reply(_ALIVE)))
+            reply(_RESULT, json.dumps(asdict(found)).encode())
+        else:
+            spans = [
+                Span(span["start_sample"], span["num_samples"], tuple(span["channels"])) for span in request["spans"]
+            ]
+            for index, piece_NC in audio.decode(recording, request["size"], format=request["format"], spans=spans):
+                flat = np.ascontiguousarray(piece_NC, dtype=np.float32)
+                reply(_SAMPLES, flat.data.cast("B") if flat.size else b"", index)
+    except AudioError as error:
+        reply(_ERROR, json.dumps({"kind": error.kind, "message": error.message}).encode())
+    except MemoryError:
+        message = "the decoder needs more memory than it may have for this recording"
+        reply(_ERROR, json.dumps({"kind": "decoder-memory", "message": message}).encode())
+    else:
+        reply(_DONE)
+
+
+def _now_and_then(report: Callable[[], None]) -> Callable[[], None]:
+    last = time.monotonic()
+
+    def tick() -> None:
+        nonlocal last
+        if time.monotonic() - last >= _ALIVE_EVERY_S:
+            last = time.monotonic()
+            report()
+
+    return tick
+
+
+def _confine(memory_bytes: int) -> None:
+    """Take from this process what decoding does not need: memory past a limit, files to write, core dumps."""
+    limits = {
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: _OPEN_FILES,
+    }
+    if os.path.exists("/proc/self/statm"):  # elsewhere address space cannot be told, nor capped
+        with open("/proc/self/statm") as statm:
+            limits[resource.RLIMIT_AS] = int(statm.read().split()[0]) * resource.getpagesize() + memory_bytes
+    for kind, limit in limits.items():
+        hard = resource.getrlimit(kind)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (limit, limit))
+
+
+def _end_with(parent: int) -> None:
+    """Exit when the parent has gone, even from within a decoder that hangs."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+    _confine(int(sys.argv[2]))
+    serve(socket.socket(fileno=int(sys.argv[1])))
