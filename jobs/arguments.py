@@ -23,8 +23,9 @@ def parse_streams(arguments: list[str] | None) -> list["StreamConfig"]:
         require_stream_name(name)
         streams.append(StreamConfig(name=name, tokenizer=tokenizer, codebook=codebook or tokenizer))
     names = [stream.name for stream in streams]
-    if len(set(names)) < len(names):
-        raise UserError(f"Two streams have one name: {', '.join(names)}.")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"Two streams are called {twice!r}. Give each a name of its own: NAME=TOKENIZER.")
     return streams
 
 

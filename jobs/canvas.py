@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..tokenizers.spec import UserError
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.axes import Axes as Axes
     from matplotlib.figure import Figure
 
 DPI = 100
@@ -135,6 +138,14 @@ def shade(place: int, count: int) -> tuple[float, float, float, float]:
     from matplotlib import colormaps
 
     return colormaps["viridis"](0.85 * place / max(1, count - 1))
+
+
+def hues(codes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """A colour for each code; codes that are near in number are far in hue (by the golden ratio)."""
+    from matplotlib.colors import hsv_to_rgb
+
+    hues = codes * 0.6180339887498949 % 1
+    return hsv_to_rgb(np.stack([hues, np.full(len(codes), 0.42), np.full(len(codes), 0.95)], axis=-1))
 
 
 def save(figure: "Figure", path: str) -> None:

@@ -10,7 +10,7 @@ from ..pipelines.phones import PhoneCounts
 from .canvas import LEFT, LINE, QUIET, WIDTH, head, new_figure, picture_text, save, shade, style, write_nothing
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from .canvas import Axes
 
 _TICKS_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1_800, 3_600, 7_200, 21_600, 43_200)
 _LEGEND = 16  # codebooks listed

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from ..pipelines.named import require_named
 from ..pipelines.sample import sample_frames
 from ..pipelines.tokenize import CODEBOOKS, Work
 from ..storage.root import Root
@@ -49,6 +50,8 @@ def fit_codebook(
     name = options.name or tokenizer
     require_stream_name(name)
     corpus = open_corpus(root)
+    require_named(root, corpus, "source", dict(options.source_roots), flag="--source")
+    require_named(root, corpus, "speaker", options.leave_out_speakers, flag="--leave-out-speaker")
     relative = f"{CODEBOOKS}/{name}.safetensors"
     if root.exists(relative) and not options.replace:
         raise UserError(

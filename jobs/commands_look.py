@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..tokenizers.spec import UserError, did_you_mean
 from .arguments import parse_moved
 from .console import JsonOption, MovedOption, RootArgument, app, print_json, say
 
@@ -25,14 +26,16 @@ def inspect(
     """Show a dataset: streams, fingerprints, hours, use of codes, bits and bytes, errors; or one segment."""
     _require_picture(png)
     from ..pipelines.inspection import describe_corpus, describe_streams
+    from ..pipelines.named import require_named
     from ..storage.root import Root
     from .show import show_dataset
     from .tokenize import open_corpus
 
     place = Root(root)
     corpus = open_corpus(place)
+    require_named(place, corpus, "source", moved := parse_moved(source), flag="--source")
     if segment is not None:
-        _inspect_segment(place, corpus, segment, png=png, source_roots=parse_moved(source), json_=json_)
+        _inspect_segment(place, corpus, segment, png=png, source_roots=moved, json_=json_)
         return
     described = {"corpus": describe_corpus(place, corpus), "streams": describe_streams(place, corpus)}
     if png is not None:
@@ -56,11 +59,16 @@ def quarantine(
     json_: JsonOption = False,
 ) -> None:
     """List the segments that have an error instead of codes, and why."""
+    from ..pipelines.error_classes import ERROR_CLASSES
     from ..pipelines.quarantine import quarantined
     from ..storage.root import Root
     from .show import show_quarantine
     from .tokenize import open_corpus
 
+    if kind is not None and kind not in ERROR_CLASSES:
+        raise UserError(
+            f"--class {kind!r} is unknown; there are: {', '.join(ERROR_CLASSES)}.{did_you_mean(kind, ERROR_CLASSES)}"
+        )
     place = Root(root)
     rows = quarantined(place, open_corpus(place), kind=kind)
     print_json(rows) if json_ else show_quarantine(rows, limit=limit)

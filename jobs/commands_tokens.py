@@ -101,6 +101,7 @@ def verify(
     json_: JsonOption = False,
 ) -> None:
     """Read everything back with checksums, compare streams with the corpus row by row, tokenize a sample again."""
+    from ..pipelines.named import require_named
     from ..pipelines.verify import verify as check
     from ..storage.root import Root
     from .progress import Progress
@@ -108,13 +109,14 @@ def verify(
 
     place = Root(root)
     corpus = open_corpus(place)
+    require_named(place, corpus, "source", moved := parse_moved(source), flag="--source")
     with Progress("verify", total_segments=corpus.num_rows) as progress:
         verdict = check(
             place,
             corpus,
             sample=sample,
             seed=seed,
-            source_roots=parse_moved(source),
+            source_roots=moved,
             on_shard=lambda segments, audio_s: progress.advance(segments=segments, audio_s=audio_s, errors=0),
         )
     if json_:

@@ -18,6 +18,7 @@ from .canvas import (
     WIDTH,
     Panel,
     head,
+    hues,
     outside_text,
     page,
     picture_text,
@@ -26,7 +27,7 @@ from .canvas import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from .canvas import Axes
 
 MAX_DRAWN_S = 30  # of a longer segment, its beginning
 
@@ -133,7 +134,7 @@ def _draw_runs(axes: "Axes", stream: StreamCodes) -> None:
     starts = np.flatnonzero(np.diff(codes_T, prepend=-1))
     ends = np.append(starts[1:], len(codes_T))[: len(starts)]
     spans = [(edges_s[start], edges_s[end] - edges_s[start]) for start, end in zip(starts, ends, strict=True)]
-    colours = _hues(codes_T[starts])
+    colours = hues(codes_T[starts])
     axes.broken_barh(spans, (0, 1), facecolors=[tuple(colour) for colour in colours], linewidth=0)
     axes.set_ylim(0, 1)
     axes.set_yticks([])
@@ -147,7 +148,7 @@ def _draw_numbers(axes: "Axes", stream: StreamCodes) -> None:
     """The same codes by their number: each frame a mark at the height of its code, in the colour of its run."""
     codes_T, edges_s = _codes_and_edges(stream)
     axes.hlines(
-        codes_T, edges_s[:-1], edges_s[1:], colors=[tuple(colour) for colour in _hues(codes_T) * 0.8], linewidth=3
+        codes_T, edges_s[:-1], edges_s[1:], colors=[tuple(colour) for colour in hues(codes_T) * 0.8], linewidth=3
     )
     if len(codes_T) <= 750:
         axes.vlines(edges_s[1:-1], codes_T[:-1], codes_T[1:], colors="#cfd8dc", linewidth=0.6, zorder=0)
@@ -216,14 +217,6 @@ def _codes_and_edges(stream: StreamCodes) -> tuple[NDArray[np.int64], NDArray[np
 
 def _per_second(stream: StreamCodes) -> str:
     return f"{float(stream.spec.frame_rate):g} a second"
-
-
-def _hues(codes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """A colour for each code; codes that are near in number are far in hue (by the golden ratio)."""
-    from matplotlib.colors import hsv_to_rgb
-
-    hues = codes * 0.6180339887498949 % 1
-    return hsv_to_rgb(np.stack([hues, np.full(len(codes), 0.42), np.full(len(codes), 0.95)], axis=-1))
 
 
 def _name(axes: "Axes", name: str, more: str = "") -> None:

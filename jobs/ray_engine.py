@@ -49,12 +49,16 @@ def _prepare_own_cluster() -> None:
 def _require_reachable(address: str | None) -> None:
     """Raise `RunFailed` if nobody listens at `host:port`, which Ray would wait for without end."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdecimal():
+    if not colon:
         return
+    if not port.isdecimal():
+        raise UserError(f"--address {address!r}: expected HOST:PORT, ray://HOST:PORT or auto; {port!r} is no port.")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        raise RunFailed(f"Nobody answers at the Ray address {address}: {error}. Check it, or leave it out.") from error
+        raise RunFailed(
+            f"Nobody answers at the Ray address {address}: {error.strerror or error}. Check it, or leave it out."
+        ) from error
 
 
 @dataclass(slots=True)

@@ -8,17 +8,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..pipelines.policy import CorpusPolicy
+
 
 def show_corpus(corpus: dict[str, Any]) -> None:
     """Print a corpus's figures."""
     table = Table(title=Text(f"corpus {_safe(corpus['root'])}, version {corpus['version']}"), show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    window = corpus["policy"]["window_s"]
-    table.add_row(
-        "segments",
-        f"{corpus['segments']:,} ({'whole recordings' if window is None else f'{window:g} s windows'})",
-    )
+    table.add_row("segments", f"{corpus['segments']:,}")
+    table.add_row("made of", Text(CorpusPolicy.from_json(corpus["policy"]).words()))
     table.add_row("recordings", f"{corpus['recordings']:,}")
     table.add_row("audio", f"{corpus['hours']:.2f} h in {corpus['shards']:,} shards")
     table.add_row("speakers", f"{corpus['speakers']:,}" if corpus["speakers"] else "not known")

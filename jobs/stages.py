@@ -4,8 +4,11 @@ Commands of one stage and `wavemill run`, which does all of them, share these; n
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from ..pipelines.audio import Limits
 from ..pipelines.corpus import CORPUS
@@ -16,7 +19,7 @@ from ..pipelines.tokenize import StreamConfig
 from ..storage.root import Root
 from ..storage.table import Snapshot
 from ..tokenizers.fit import MIN_FRAMES_PER_CENTROID
-from ..tokenizers.spec import UserError
+from ..tokenizers.spec import UserError, did_you_mean
 from .codebook import FitOptions, fit_codebook
 from .console import plain, say
 from .corpus import BuildResult, SourceArgument, build_corpus
@@ -39,6 +42,14 @@ def build_stage(
     decoder: DecoderSettings | None = None,
 ) -> BuildResult:
     """Add what is new in the sources to the corpus of `root`. Raises `UserError` if there is no audio at all."""
+    failed: list[dict[str, Any]] = []  # the first, for example
+
+    def on_shard(table: pa.Table) -> None:
+        errors = table.num_rows - table["error"].null_count
+        progress.advance(segments=table.num_rows, audio_s=sum(table["duration_s"].to_pylist()), errors=errors)
+        if errors and not failed:
+            failed.extend(table.filter(table["error"].is_valid()).slice(0, 1).to_pylist())
+
     with Progress("corpus") as progress:
         result = build_corpus(
             root,
@@ -48,15 +59,16 @@ def build_stage(
             limits=limits or Limits(),
             separate=separate,
             decoder=decoder,
-            on_shard=lambda table: progress.advance(
-                segments=table.num_rows,
-                audio_s=sum(table["duration_s"].to_pylist()),
-                errors=table.num_rows - table["error"].null_count,
-            ),
+            on_shard=on_shard,
         )
     counts = result.counts
     if result.skipped:
         say(f"Passed over, being no audio: {_listed(result.skipped)}.")
+    if not counts.new and not counts.known and not counts.replaced:
+        named = plain(", ".join(_names(sources)))
+        if not counts.left_out:
+            raise UserError(f"No audio was found in {named}.")
+        raise UserError(f"Nothing of {named} is left: {_listed(counts.left_out)}. Loosen the filters.")
     if counts.left_out:
         say(f"Left out: {_listed(dict(counts.left_out.most_common()))}.")
     if counts.twice:
@@ -66,12 +78,16 @@ def build_stage(
             f"{counts.replaced:,} recordings have other bytes now than when they were added: their rows stay, and will "
             "become errors (changed) if they are tokenized. To add the new ones, give the source another name."
         )
-    if not counts.new and not counts.known and not counts.replaced and not counts.left_out:
-        raise UserError(f"No audio was found in {', '.join(_names(sources))}.")
     say(
         f"{counts.new:,} new segments ({counts.duration_s / 3600:.2f} h, {counts.errors:,} with errors) "
         f"in {result.num_shards:,} new shards, {counts.known:,} known already, in {root}."
     )
+    if failed and counts.errors == counts.new:
+        where = os.path.join(failed[0]["source_root"], failed[0]["path"])
+        say(
+            f"Warning: none of the new segments can be read. The first is {plain(where)}: {failed[0]['error']} "
+            f"({plain(failed[0]['error_message'])}). Relative paths in a manifest count from the manifest's own folder."
+        )
     return result
 
 
@@ -117,7 +133,9 @@ def tokenize_stage(
 ) -> Summary:
     """Tokenize what the streams lack of the corpus of `root`."""
     if engine not in ENGINES:
-        raise UserError(f"--engine {engine!r} is unknown; there are: {', '.join(ENGINES)}.")
+        raise UserError(
+            f"--engine {engine!r} is unknown; there are: {', '.join(ENGINES)}.{did_you_mean(engine, ENGINES)}"
+        )
 
     def make_engine() -> Engine:
         if engine == "inline":

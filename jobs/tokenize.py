@@ -11,6 +11,7 @@ from typing import Any
 
 from ..pipelines.corpus import CORPUS
 from ..pipelines.decoder import DecoderSettings
+from ..pipelines.named import require_named
 from ..pipelines.tokenize import (
     ShardReport,
     ShardTask,
@@ -45,7 +46,7 @@ class TokenizeOptions:
     any_numerics: bool = False  # take files of more than one numerics class into a stream
     decode_threads: int = 1
     decode_ahead_bytes: int = 512 * 1024 * 1024
-    decoder: DecoderSettings = DecoderSettings()
+    decoder: DecoderSettings = field(default_factory=DecoderSettings)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,6 +87,7 @@ def tokenize(
     over, `RunFailed` if the share of errors passes the limit or shards are lost. What was committed stays.
     """
     corpus = open_corpus(root)
+    require_named(root, corpus, "source", options.source_roots, flag="--source")
     snapshots = {stream.name: read_snapshot(root, stream.folder) for stream in streams}
     fingerprints = {}
     for stream in streams:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, NoReturn
 
@@ -74,7 +74,7 @@ class Decoder:
 
     def decode(
         self, opened: OpenRecording, *, format: str, spans: Sequence[Span]
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    ) -> Generator[tuple[int, NDArray[np.float32]], None, None]:
         """`audio.decode` in the child: span index and samples `[n, channels of the span]`. Raises `AudioError`."""
         done = [0] * len(spans)  # samples handed out
         for attempt in range(1, _ATTEMPTS + 1):
@@ -105,7 +105,7 @@ class Decoder:
             self._process.wait()
             self._process = None
 
-    def _ask(self, opened: OpenRecording, request: dict[str, Any]) -> Iterator[tuple[bytes, int, bytes]]:
+    def _ask(self, opened: OpenRecording, request: dict[str, Any]) -> Iterator[tuple[bytes, int, bytearray]]:
         """The child's replies to one request. A reader that leaves early costs the child its life."""
         complete = False
         try:

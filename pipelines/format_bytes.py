@@ -46,6 +46,9 @@ class Part(io.RawIOBase):
         finally:
             self._place = before
 
+    def close(self) -> None:
+        """Stays open, whoever wraps it: the file is somebody else's."""
+
     def readable(self) -> bool:
         return True
 

@@ -89,13 +89,6 @@ def fact_samples(file: Part, num_frames: int) -> int:
     return stated if 0 <= num_frames - stated < 2 * per_block and stated else num_frames
 
 
-def aiff_samples(file: Part, num_frames: int) -> int:
-    """The samples of an AIFF without the padding byte of an odd chunk that some writers count."""
-    found = _AIFF.find(file, b"COMM")
-    stated = int.from_bytes(file.at(found[0] + 2, 4)) if found else 0
-    return stated if stated and stated == num_frames - 1 else num_frames
-
-
 def unclosed_wav(file: Part) -> int | None:
     """Where the data chunk's size is, if it is zero because the writer never came back, and samples follow it."""
     riff = _RIFX if file.at(0, 4) == b"RIFX" else _RIFF
@@ -161,6 +154,15 @@ def _voc(file: Part) -> Promise | None:
         found = Promise(size, file.size - place - 4)
         place += 4 + size
     return found
+
+
+def _avr(file: Part) -> Promise | None:
+    """Audio Visual Research: 128 bytes of header with channels, bits and samples per channel."""
+    head = file.at(0, 30)
+    if len(head) < 30:
+        return None
+    num_channels, bits = (2 if head[12:14] != b"\0\0" else 1), int.from_bytes(head[14:16])
+    return _within(file, (128, int.from_bytes(head[26:30]) * num_channels * (2 if bits > 8 else 1)))
 
 
 def _mp4(file: Part) -> Promise | None:
@@ -245,6 +247,7 @@ _PROMISES: dict[str, Callable[[Part], Promise | None]] = {
     "au": _au,
     "sphere": _sphere,
     "voc": _voc,
+    "avr": _avr,
     "mp4": _mp4,
     "webm": _matroska,
     "asf": _asf,

@@ -16,6 +16,7 @@ from .sniff import AudioFormat
 
 # containers whose header states the length in samples: fewer were cut off
 _STATED = frozenset({"ape", "wavpack", "tta", "tak", "musepack8", "dsf", "caf-ffmpeg", "sox"})
+_STRICT = {"err_detect": "crccheck+explode"}  # checksums, where a codec has any, are compared
 _CHECKED = frozenset({"mpegts", "ogg-ffmpeg", "flac-ffmpeg"})  # "not whole" may be a checksum's or a counter's word
 
 
@@ -49,6 +50,7 @@ class PyavReader:
         self._codec = _better_decoder(self._format, context)
         if name == "caf-ffmpeg" and context.name == "alac":
             self._codec.flags2 |= Flags2.skip_manual  # FFmpeg would cut the padding of the last packet off twice
+        self._codec.options = _STRICT
         self._skip = _left_of_pre_skip(name, context)
         self._frames = self._decoded()
         self._first = next(self._frames, None)  # what a header says of AAC may be half its rate and channels
@@ -58,14 +60,35 @@ class PyavReader:
             raise AudioError("no-samples", f"the audio track of this {name} is empty")
         self.sample_rate = self._first.sample_rate
         self.num_channels = len(self._first.layout.channels)  # the most so far
-        self.num_samples = None
         duration, unit = self._stream.duration, self._stream.time_base
-        stated = round(duration * unit * self.sample_rate) if duration and unit else None
-        self._stated = stated if name in _STATED else None
-        if self._format.exact_length and not format_chunks.is_fragmented(self._audio):
-            self.num_samples = (
-                stated  # the track's own length, without what the encoder added (ISO 14496-12 edit lists)
-            )
+        self._in_header = round(duration * unit * self.sample_rate) if duration and unit else None
+        self._stated = self._in_header if name in _STATED else None
+
+    @property
+    def num_samples(self) -> int | None:
+        """The track's own length, without what the encoder added (ISO 14496-12 edit lists); None: only counting tells.
+
+        Edit lists count in milliseconds or so, and may round up past the last packet.
+        """
+        if not self._in_header or not self._format.exact_length or format_chunks.is_fragmented(self._audio):
+            return None
+        return min(self._in_header, self._index_end() or self._in_header)
+
+    def _index_end(self) -> int | None:
+        """The sample behind the last packet of the track, or None if it cannot be reached."""
+        end = None
+        try:
+            with av.open(
+                self._audio.part(0), mode="r", format=self._format.demuxer, metadata_errors="replace"
+            ) as again:
+                track = again.streams.audio[0]
+                again.seek(track.duration or 0, stream=track)
+                for packet in again.demux(track):
+                    if packet.pts is not None and packet.duration and packet.time_base:
+                        end = round((packet.pts + packet.duration) * packet.time_base * self.sample_rate)
+        except (FFmpegError, ValueError):
+            return None  # cut short: decoding tells
+        return end
 
     def seek_near(self, sample: int) -> int:
         """Reading always begins at the first sample: nothing here seeks to the sample."""

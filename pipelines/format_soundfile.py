@@ -1,8 +1,8 @@
 """libsndfile as a reader: WAV, FLAC, tagged MP3, Ogg, AIFF and their kin."""
 
+import io
 import os
 from collections.abc import Iterator
-from typing import BinaryIO, cast
 
 import numpy as np
 import soundfile
@@ -14,6 +14,7 @@ from .format_bytes import Part
 from .sniff import AudioFormat
 
 BLOCK_FRAMES = 1 << 17  # sample frames decoded at a time
+_BUFFER_BYTES = 1 << 16  # mpg123 reads a few bytes at a time
 _UNKNOWN_LENGTH = 1 << 48  # samples
 _SEEKABLE_CODECS = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # where a seek is sample-exact, FLAC besides
 _BLOCK_CODECS = ("IMA_ADPCM", "MS_ADPCM", "GSM610", "G721", "NMS_ADPCM")
@@ -39,7 +40,9 @@ class SoundfileReader:
         else:
             audio.seek(0)
         try:
-            self._sound = soundfile.SoundFile(cast(BinaryIO, audio) if fd is None else fd, closefd=False)
+            self._sound = soundfile.SoundFile(
+                io.BufferedReader(audio, _BUFFER_BYTES) if fd is None else fd, closefd=False
+            )
         except soundfile.LibsndfileError as error:
             reason = error.error_string
             if reason.startswith("File does not exist"):  # the file is open: mpg123 found nothing in it to decode
@@ -57,9 +60,6 @@ class SoundfileReader:
         self.num_samples = self._sound.frames if exact and self._sound.frames < _UNKNOWN_LENGTH else None
         if format.name == "wav" and self.num_samples and subtype.startswith(_BLOCK_CODECS):
             self.num_samples = format_chunks.fact_samples(audio, self.num_samples)
-
-        if format.name == "aiff" and self.num_samples:
-            self.num_samples = format_chunks.aiff_samples(audio, self.num_samples)
 
     def seek_near(self, sample: int) -> int:
         """Move to `sample` where that is exact; the sample that reading will begin at."""

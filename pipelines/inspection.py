@@ -19,7 +19,7 @@ MAX_SHARDS = 256  # a larger dataset is looked at through this many shards, even
 
 def describe_corpus(root: Root, corpus: Snapshot) -> dict[str, Any]:
     """Figures of a corpus, over all of its rows."""
-    columns = ["source", "path", "format", "sample_rate", "duration_s", "speaker", "language", "error"]
+    columns = ["source", "path", "member", "format", "sample_rate", "duration_s", "speaker", "language", "error"]
     counts: dict[str, Counter[Any]] = {
         name: Counter() for name in ("source", "format", "sample_rate", "language", "error")
     }
@@ -33,7 +33,7 @@ def describe_corpus(root: Root, corpus: Snapshot) -> dict[str, Any]:
         speakers.update(name for name in table["speaker"].to_pylist() if name is not None)
         for name, counter in counts.items():
             counter.update(value for value in table[name].to_pylist() if value is not None)
-        places = dict.fromkeys(zip(table["source"].to_pylist(), table["path"].to_pylist(), strict=True))
+        places = dict.fromkeys(zip(*(table[name].to_pylist() for name in ("source", "path", "member")), strict=True))
         recordings += len(places) - (last in places)  # a recording's windows may go on in the next shard
         last = next(reversed(places), None)
     return {

@@ -34,6 +34,7 @@ def quarantined(root: Root, corpus: Snapshot, *, kind: str | None = None) -> lis
                         "shard": shard,
                         "source": row["source"],
                         "path": row["path"],
+                        "member": row["member"],
                         "start_sample": row["start_sample"],
                         "error": error,
                         "error_message": message,

@@ -1,7 +1,7 @@
 """Corpus rows to waveforms: opened, decoded in a child process, resampled, separated, brought to their loudness."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from types import TracebackType
@@ -18,7 +18,7 @@ from .audio import MIX, SEEKABLE_FORMATS, Span
 from .decoder import Decoder, DecoderSettings
 from .entries import AudioError
 from .recordings import Opener, Place
-from .resample import StreamResampler, resampled_length
+from .resample import StreamResampler, can_resample, resampled_length
 
 SEPARATORS = "separators"
 _MAX_SAMPLE = 1e10  # full scale is 1; integers written as floats reach 2^31; past this, spectra overflow
@@ -55,7 +55,7 @@ class Reader:
         self._opener = Opener()
         self._separator = load_separator(root, separator) if separator else None
 
-    def read(self, rows: Iterable[Row], sample_rates: Iterable[int]) -> Iterator["Waveforms | AudioError"]:
+    def read(self, rows: Iterable[Row], sample_rates: Iterable[int]) -> Generator["Waveforms | AudioError", None, None]:
         """`{rate: float32 [N]}` or an `AudioError` for each row, in order.
 
         Rows of one recording, being neighbours, share a pass over it. Raises `RunFailed` if a whole source is gone.
@@ -103,6 +103,9 @@ class Reader:
     def _read_run(self, run: list[_Cut], rates: list[int]) -> Iterator[list["Waveforms | AudioError"]]:
         """For each cut, in order, what its rows get. Raises `AudioError` where nothing further can be read."""
         row = run[0].rows[0]
+        for rate in rates:
+            if not can_resample(row["sample_rate"], rate):
+                raise AudioError("unsupported", f"{row['sample_rate']:,} Hz cannot be resampled to {rate:,} Hz")
         place = Place(
             source_root=self._root_of(row),
             path=row["path"],

@@ -1,11 +1,14 @@
 """Opens recordings wherever they lie: files, members of tars, rows of Parquet and Arrow tables; extracts nothing."""
 
+import gzip
 import os
 import stat
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -13,11 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .entries import AudioError
-from .source_paths import full_path, plain_path
+from .source_paths import full_path, open_regular, plain_path
+from .source_tar import TAR_SUFFIXES
 from .window import OpenRecording
 
-MAX_BYTES = 16 << 30  # of one recording
-_BATCH_ROWS = 16  # of a table, read at a time
+MAX_HELD_BYTES = 2 << 30  # of a recording that has to be taken out of its container into memory
+_BATCH_ROWS = 16  # of a table, read at a time,
+_BATCH_BYTES = 256 << 20  # or as many as are so large together
+_PIECE_BYTES = 1 << 20
 _TAR_BLOCK = 512
 _ARROW_FILE = b"ARROW1"  # a file with an index; without, it is a stream
 
@@ -53,14 +59,19 @@ class Opener:
             if not place.in_order_only:
                 return _open_file(full, name, place)
             _require_regular(full)
-            content = self._content(full, place.member)
+            fd, size = _in_memory(self._pieces(full, place.member))
         except FileNotFoundError as error:
             raise AudioError("missing", "the file is not there") from error
-        except (OSError, ValueError, tarfile.TarError, pa.ArrowException, EOFError) as error:
+        except (OSError, ValueError, tarfile.TarError, pa.ArrowException, EOFError, zlib.error) as error:
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise AudioError("unreadable", f"it cannot be opened: {reason}") from error
-        _require_size(place, len(content))
-        return _in_memory(content, name)
+        opened = OpenRecording(fd=fd, offset=0, size=size, whole=True, name=name)
+        try:
+            _require_size(place, size)
+        except AudioError:
+            os.close(fd)
+            raise
+        return opened
 
     def close(self) -> None:
         if self._container is not None:
@@ -75,7 +86,7 @@ class Opener:
     ) -> None:
         self.close()
 
-    def _content(self, path: str, member: str) -> bytes:
+    def _pieces(self, path: str, member: str) -> Iterator[Any]:
         """A member's bytes: the container is read on from where it was left, else once more from its start."""
         if self._container is not None and self._path == path:
             try:
@@ -84,7 +95,7 @@ class Opener:
                 pass
         self.close()
         self._path = path
-        self._container = _CompressedTar(path) if tarfile.is_tarfile(path) else _Table(path)
+        self._container = _CompressedTar(path) if path.lower().endswith(TAR_SUFFIXES) else _Table(path)
         try:
             return self._container.read(member)
         except KeyError:
@@ -94,8 +105,8 @@ class Opener:
 class _Container(Protocol):
     """Something that is read from the front."""
 
-    def read(self, member: str) -> bytes:
-        """The next member of that name. Raises `KeyError` if none follows."""
+    def read(self, member: str) -> Iterator[Any]:
+        """The bytes of the next member of that name, in pieces. Raises `KeyError` if none follows."""
         ...
 
     def close(self) -> None: ...
@@ -103,19 +114,30 @@ class _Container(Protocol):
 
 class _CompressedTar:
     def __init__(self, path: str) -> None:
-        self._tar = tarfile.open(path, mode="r|*", errors="surrogateescape")  # noqa: SIM115 - closed by `close`
+        self._raw = open_regular(path)
+        # tarfile's own streams end with the first of several gzip members
+        plain: Any = gzip.GzipFile(fileobj=self._raw)
+        try:
+            self._tar = tarfile.open(  # noqa: SIM115 - closed by `close`
+                fileobj=plain, mode="r|", bufsize=_PIECE_BYTES, errors="surrogateescape"
+            )
+        except BaseException:
+            self._raw.close()
+            raise
 
-    def read(self, member: str) -> bytes:
-        for found in self._tar:
-            if found.isreg() and plain_path(found.name) == member:
+    def read(self, member: str) -> Iterator[Any]:
+        while (found := self._tar.next()) is not None:
+            self._tar.members = []  # pyright: ignore[reportAttributeAccessIssue] - it would keep them all
+            if found.isreg() and not found.issparse() and plain_path(found.name) == member:
                 _require_bytes(found.size)
                 content = self._tar.extractfile(found)
                 assert content is not None
-                return content.read()
+                return iter(partial(content.read, _PIECE_BYTES), b"")
         raise KeyError(member)
 
     def close(self) -> None:
         self._tar.close()
+        self._raw.close()
 
 
 class _Table:
@@ -129,7 +151,7 @@ class _Table:
         self._begin = 0  # the row that `_batch` begins with
         self._file: Any = None
 
-    def read(self, member: str) -> bytes:
+    def read(self, member: str) -> Iterator[Any]:
         column, _, number = member.rpartition("/")
         row = int(number)
         if column != self._column:
@@ -152,7 +174,7 @@ class _Table:
         if content is None:
             raise AudioError("empty", "the table holds no audio in this row")
         _require_bytes(content.size)
-        return content.to_pybytes()
+        return iter([content])
 
     def close(self) -> None:
         if self._file is not None:
@@ -161,11 +183,11 @@ class _Table:
 
 
 def _batches(path: str, column: str) -> tuple[Any, Iterator[pa.RecordBatch]]:
-    if path.lower().endswith(".parquet"):
+    if not path.lower().endswith(".arrow"):
         file = pq.ParquetFile(path)
         if column not in file.schema_arrow.names:
             raise KeyError(column)
-        return file, file.iter_batches(batch_size=_BATCH_ROWS, columns=[column], use_threads=False)
+        return file, file.iter_batches(batch_size=_rows_at_once(file, column), columns=[column], use_threads=False)
     source = pa.memory_map(path)
     if source.read_at(len(_ARROW_FILE), 0) == _ARROW_FILE:
         table = pa.ipc.open_file(source)
@@ -175,6 +197,16 @@ def _batches(path: str, column: str) -> tuple[Any, Iterator[pa.RecordBatch]]:
     if column not in table.schema.names:
         raise KeyError(column)
     return source, (batch.select([column]) for batch in batches)
+
+
+def _rows_at_once(file: pq.ParquetFile, column: str) -> int:
+    """As many rows as the footer promises to be small enough together."""
+    largest = 1
+    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+        chunks = [group.column(index) for index in range(group.num_columns)]
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+        largest = max(largest, size // max(1, group.num_rows))
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // largest))
 
 
 def _open_file(full: str, name: str, place: Place) -> OpenRecording:
@@ -215,20 +247,29 @@ def _require_size(place: Place, found: int) -> None:
 
 
 def _require_bytes(size: int) -> None:
-    if size > MAX_BYTES:
-        raise AudioError("too-large", f"the member has {size:,} bytes; accepted are up to {MAX_BYTES:,}")
+    if size > MAX_HELD_BYTES:
+        raise AudioError(
+            "too-large",
+            f"it has {size:,} bytes; out of compressed tars and tables up to {MAX_HELD_BYTES:,} are taken: put it into "
+            "a plain tar or a folder",
+        )
 
 
-def _in_memory(content: bytes, name: str) -> OpenRecording:
-    """The bytes behind a descriptor of their own: decoders get descriptors, whatever they were read from."""
+def _in_memory(pieces: Iterator[Any]) -> tuple[int, int]:
+    """The bytes behind a descriptor of their own, and their number: decoders get descriptors, whatever was read."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("wavemill", os.MFD_CLOEXEC)
-        view = memoryview(content)
-        while view:
-            view = view[os.write(fd, view) :]
     else:
         with tempfile.TemporaryFile() as file:
-            file.write(content)
-            file.flush()
             fd = os.dup(file.fileno())
-    return OpenRecording(fd=fd, offset=0, size=len(content), whole=True, name=name)
+    size = 0
+    try:
+        for piece in pieces:
+            view = memoryview(piece).cast("B")
+            size += len(view)
+            while view:
+                view = view[os.write(fd, view) :]
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, size

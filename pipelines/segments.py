@@ -22,6 +22,7 @@ from .recordings import Opener, Place
 from .source_paths import plain_path
 
 MAX_SEGMENT_S = 12 * 3600
+_PAUSES = frozenset({"", "sil", "<sil>", "sp", "<eps>", "silence"})  # words that aligners write for none
 _REMEMBERED = 256  # probes, for manifests with many entries of one recording
 
 Row = dict[str, Any]
@@ -95,9 +96,9 @@ class Prober:
         with self._opener.open(place) as opened:
             finding.size_bytes = opened.size
             key = (entry.path, entry.member)
-            same = known is not None and known.size_bytes == opened.size
-            if same and known.probe is not None:
-                probe = known.probe
+            same = known if known is not None and known.size_bytes == opened.size else None
+            if same is not None and same.probe is not None:
+                probe = same.probe
             elif key in self._probes and self._probes[key][0] == opened.size:
                 probe = self._probes[key][1]
             else:
@@ -106,8 +107,8 @@ class Prober:
             if isinstance(probe, AudioError) or not self._policy.needs_analysis:
                 return
             start, end = entry_range(entry, probe)
-            if same:
-                inside = sum(start <= first and last <= end for first, last in known.spans)
+            if same is not None:
+                inside = sum(start <= first and last <= end for first, last in same.spans)
                 if inside:
                     finding.known_segments, finding.probe = inside, None
                     return
@@ -202,7 +203,7 @@ def _children(parent: Row, num_separated: int) -> Iterator[Row]:
     seconds = parent["num_samples"] / parent["sample_rate"]
     error = None
     if seconds > MAX_SEPARATED_S:
-        message = f"{seconds:.0f} s; sources are separated in segments of up to {MAX_SEPARATED_S} s: build with --window"
+        message = f"{seconds:.0f} s; sources are separated in up to {MAX_SEPARATED_S} s at a time: build with --window"
         error = AudioError("too-long", message)
     unknown = dict.fromkeys(("text", "speaker", "words", "phones"))
     for separated in range(num_separated):
@@ -262,7 +263,8 @@ def _labelled(entry: Entry, sample_rate: int, first: int, num_samples: int, whol
         text = None
         if entry.words is not None:
             centre = [((word.start_s + word.end_s) / 2 * sample_rate, word.label) for word in entry.words]
-            text = " ".join(label for place, label in centre if first <= place < first + num_samples)
+            inside = (label for place, label in centre if first <= place < first + num_samples)
+            text = " ".join(label for label in inside if label.lower() not in _PAUSES)
     return {"words": words, "phones": _labels(entry.phones, sample_rate, first, num_samples), "text": text}
 
 

@@ -56,9 +56,9 @@ _ALL = (
     _soundfile("paf", "All bytes behind the header."),
     _soundfile("pvf", "All bytes behind the header."),
     _soundfile("avr", _HEADER),
-    _soundfile("sds", _HEADER),
-    _soundfile("wve", _HEADER),
-    _soundfile("xi", _HEADER),
+    _soundfile("sds", "What libsndfile finds in it."),
+    _soundfile("wve", "What libsndfile finds in it."),
+    _soundfile("xi", "What libsndfile finds in it."),
     _soundfile(
         "flac",
         "STREAMINFO's total; where it is zero, or the last frame lies behind it, what decoding gives.",
@@ -72,7 +72,9 @@ _ALL = (
     _pyav("mp3-untagged", "mp3", "All frames, counted: nothing states what an encoder put before and behind."),
     _pyav("aac", "aac", "All frames, counted: ADTS does not state the encoder's delay."),
     _pyav("loas", "loas", "All frames, counted: LATM does not state the encoder's delay."),
-    _pyav("mp4", "mp4", "The track's length after its edit list; in fragments, counted.", exact=True),
+    _pyav(
+        "mp4", "mp4", "The track after its edit list, up to its last packet's end; in fragments, counted.", exact=True
+    ),
     _pyav("webm", "matroska", "What decoding gives, counted, less CodecDelay and DiscardPadding."),
     _pyav("asf", "asf"),
     _pyav("avi", "avi"),

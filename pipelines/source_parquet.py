@@ -229,7 +229,7 @@ def _columns(table: _Table, path: str, audio: str | None, text: str | None) -> C
             f"(a struct of bytes and path), or paths in a column called {', '.join(PATH_KEYS)}."
         )
     if len(candidates) > 1 and candidates[0] not in named:
-        raise UserError(f"{path} has several columns of audio ({', '.join(candidates)}): say which one to take.")
+        raise UserError(f"{path} has several columns of audio ({', '.join(candidates)}); name one with --audio-column.")
     known = set(ROW_KEYS) - set(PATH_KEYS)
     metadata = tuple(name for name in schema.names if name != candidates[0] and (name in known or name == text))
     classes = {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 
-from ..tokenizers.spec import UserError
+from ..tokenizers.spec import UserError, did_you_mean
 from .entries import AudioError, Entry, Source
 from .source_folder import file_entry, folder_entries, glob_paths, listed_entries, require_listable
 from .source_kaldi import is_kaldi, kaldi_entries
@@ -68,7 +68,10 @@ def open_source(
     tables that go by other names. Raises `UserError`, also for a mistake in any line of a manifest.
     """
     if kind != "auto" and kind not in SOURCE_KINDS:
-        raise UserError(f"There is no kind of source {kind!r}; there are: auto, {', '.join(SOURCE_KINDS)}.")
+        there = ("auto", *SOURCE_KINDS)
+        raise UserError(
+            f"There is no kind of source {kind!r}; there are: {', '.join(there)}.{did_you_mean(kind, there)}"
+        )
     name, path = _split(argument)
     if is_elsewhere(path):
         raise UserError(f"{path!r} is a URL, and wavemill opens only files and folders: download or mount it first.")
@@ -201,7 +204,7 @@ def _tables_source(name: str, root: str, files: list[str], text_column: str | No
         try:
             open_table(root, file, audio_column=audio_column, text_column=text_column)
         except AudioError as error:
-            raise UserError(f"Cannot read {os.path.join(root, file)!r}: {error.message}.") from error
+            raise UserError(f"Cannot read {os.path.join(root, file)!r}: {error.message.rstrip('.')}.") from error
     read = partial(table_entries, root, audio_column=audio_column, text_column=text_column)
     return Source(name or _name_of(root), root, chain.from_iterable(map(read, files)))
 

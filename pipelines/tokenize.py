@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -18,8 +18,8 @@ from ..storage.schema import CORPUS_SCHEMA, code_columns, stream_schema
 from ..storage.table import Receipt, Snapshot, write_shard
 from ..tokenizers.codebook import Codebook
 from ..tokenizers.numerics import numerics_class, use_one_thread
-from ..tokenizers.spec import StreamSpec, UserError, num_frames
-from ..tokenizers.tokenizer import Tokenizer, fingerprint_hash, load_tokenizer
+from ..tokenizers.spec import StreamSpec, UserError, did_you_mean, num_frames
+from ..tokenizers.tokenizer import Tokenizer, fingerprint_hash, load_tokenizer, require_tokenizer
 from .ahead import DecodeAhead
 from .audio import DECODER_VERSION
 from .decoder import DecoderSettings
@@ -60,7 +60,7 @@ class Work:
     source_roots: dict[str, str]  # where a source is now, if it has moved
     decode_threads: int
     decode_ahead_bytes: int
-    decoder: DecoderSettings = DecoderSettings()
+    decoder: DecoderSettings = field(default_factory=DecoderSettings)
 
     def open_readers(self, root: Root) -> list[Reader]:
         """A reader, with its decoder process, for each decoding thread."""
@@ -240,14 +240,16 @@ def first_difference(theirs: dict[str, str], ours: dict[str, str]) -> tuple[str,
 
 
 def load_codebook(root: Root, name: str, *, tokenizer: str) -> Codebook:
-    """A codebook of the root. Raises `UserError` if there is none by that name."""
+    """A codebook of the root. Raises `UserError` if there is none by that name, or no such tokenizer."""
+    require_tokenizer(tokenizer)
     try:
         content = root.read_bytes(f"{CODEBOOKS}/{name}.safetensors")
     except FileNotFoundError as error:
         named = [file.removesuffix(".safetensors") for file in root.list(CODEBOOKS)]
         raise UserError(
-            f"There is no codebook {name!r} in {root} (there are: {', '.join(named) or 'none'}). "
-            f"Fit it first: wavemill codebook fit {root} {tokenizer}" + (f" --name {name}" if name != tokenizer else "")
+            f"There is no codebook {name!r} in {root}; there are: {', '.join(named) or 'none'}."
+            f"{did_you_mean(name, named)} "
+            f"Fit it first: wavemill codebook fit {root} {tokenizer}{f' --name {name}' if name != tokenizer else ''}"
         ) from error
     return Codebook.from_bytes(content, name=name)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..tokenizers.spec import StreamSpec, UserError
+from ..tokenizers.spec import StreamSpec, UserError, did_you_mean
 from .parquet import CorruptFile, read_parquet
 from .root import Root
 from .schema import code_columns, require_stream_name, stream_schema
@@ -47,8 +47,9 @@ def open_stream(root: Root, name: str, *, version: int | None = None) -> Snapsho
     require_stream_name(name)
     snapshot = read_snapshot(root, stream_folder(name), version=version)
     if snapshot is None:
-        there = ", ".join(list_streams(root)) or "none yet; make some with `wavemill tokenize`"
-        raise UserError(f"There is no stream {name!r} in {root} (there are: {there}).")
+        there = list_streams(root)
+        listed = ", ".join(there) or "none yet; make some with `wavemill tokenize`"
+        raise UserError(f"There is no stream {name!r} in {root}; there are: {listed}.{did_you_mean(name, there)}")
     return snapshot
 
 

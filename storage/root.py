@@ -76,6 +76,7 @@ class Root:
             with tempfile.TemporaryFile(dir=self._path):
                 pass
         except OSError as error:
+            found = "a file, not a folder, is there" if os.path.isfile(self._path) else error.strerror
             raise UserError(
-                f"Cannot write to the root {self.uri}: {error.strerror}. Name a folder that you may write to."
+                f"Cannot write to the root {self.uri}: {found}. Name a folder that you may write to."
             ) from error

@@ -77,7 +77,8 @@ def code_columns(num_codebooks: int) -> list[str]:
 def require_stream_name(name: str) -> None:
     if not _STREAM_NAME.fullmatch(name) or name == "corpus":
         raise UserError(
-            f"{name!r} cannot name a stream or a codebook: use a small letter, then small letters, digits, _ and -."
+            f"{name!r} cannot name a stream, a codebook or a view: use a small letter, then small letters, digits, _ "
+            "and -."
         )
 
 

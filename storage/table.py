@@ -30,6 +30,7 @@ _COMMIT_ERRORS = (DeltaError, OSError)  # applied, refused or never sent: each m
 # by default a log older than 30 days is deleted, by delta-rs itself and by any tool that is asked to clean up
 _KEEP_HISTORY = {"delta.enableExpiredLogCleanup": "false", "delta.logRetentionDuration": "interval 36500 days"}
 _HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")  # colours
 
 
 class StreamTaken(RunFailed):
@@ -94,6 +95,8 @@ def read_snapshot(root: Root, folder: str, *, version: int | None = None) -> Sna
     try:
         table = DeltaTable(root.join(folder))
         if version is not None:
+            if version > table.version():
+                raise UserError(f"{root.join(folder)} has no version {version}; the newest is {table.version()}.")
             table.load_as_version(version)
     except TableNotFoundError as error:
         if version is None or not DeltaTable.is_deltatable(root.join(folder)):
@@ -101,7 +104,7 @@ def read_snapshot(root: Root, folder: str, *, version: int | None = None) -> Sna
         raise UserError(f"{root.join(folder)} has no version {version} any more, or never had.") from error
     except (DeltaError, OSError, OverflowError) as error:
         at = "" if version is None else f" at version {version}"
-        raise UserError(f"Cannot open {root.join(folder)}{at}: {_first_line(error)}.") from error
+        raise UserError(f"Cannot open {root.join(folder)}{at}: {reason(error)}.{_advice(root)}") from error
     return _snapshot(root, folder, table)
 
 
@@ -115,6 +118,8 @@ def create_table(root: Root, folder: str, *, schema: pa.Schema, metadata: dict[s
             name=folder,
             description=json.dumps({"wavemill": FORMAT_VERSION, **metadata}, sort_keys=True),
             configuration=_KEEP_HISTORY,
+            # tried again after a lost race, a creation would replace the winner's table with ours
+            commit_properties=CommitProperties(max_commit_retries=0),
         )
     except DeltaError:
         if not DeltaTable.is_deltatable(root.join(folder)):
@@ -209,7 +214,7 @@ class TableWriter:
 
     def _gave_up(self, error: Exception) -> RunFailed:
         return RunFailed(
-            f"Cannot commit to {self._root.join(self._folder)} after {_COMMIT_ATTEMPTS} tries: {_first_line(error)}. "
+            f"Cannot commit to {self._root.join(self._folder)} after {_COMMIT_ATTEMPTS} tries: {reason(error)}. "
             "What was committed stays. See that there is space and that it may be written to, then run again."
         )
 
@@ -278,5 +283,16 @@ def _add_action(receipt: Receipt) -> AddAction:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+def _advice(root: Root) -> str:
+    """What to look at when an object store does not answer as it should."""
+    if root.is_local:
+        return ""
+    return " See that the bucket is there and that its credentials and region are set, as in AWS_PROFILE or AWS_REGION."
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line: the system's words, or the last cause in the chain that delta-rs draws."""
+    told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    lines = [_ANSI.sub("", line).strip(" .") for line in re.split(r"\n|\u21b3", told)]
+    lines = [line for line in lines if line] or [type(error).__name__]
+    return lines[-1] if "\u21b3" in told else lines[0]

@@ -1,5 +1,7 @@
 """What a stream is: its clock and its alphabet. A leaf: storage may import this file and nothing else here."""
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -12,6 +14,12 @@ class UserError(Exception):
 
 class RunFailed(Exception):
     """A job that could not finish, through no mistake of the person's: what is done stays done, and why is said."""
+
+
+def did_you_mean(name: str, there: Iterable[str]) -> str:
+    """` Did you mean 'acoustic'?`, or nothing if no name that is there is like the one that was given."""
+    near = difflib.get_close_matches(name, list(there), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 class FrameRule(StrEnum):

@@ -11,7 +11,7 @@ from .codebook import Codebook
 from .mel import MelFeatures
 from .mfcc import MfccFeatures
 from .quantize import ResidualQuantizer
-from .spec import FrameRule, StreamSpec, UserError
+from .spec import FrameRule, StreamSpec, UserError, did_you_mean
 
 
 class Tokenizer(Protocol):
@@ -86,10 +86,16 @@ class CodebookTokenizer:
         return self.features.synthesize(self._quantizer.decode(codes_KT)).cpu()
 
 
-def load_features(name: str, *, device: str = "cpu") -> Features:
-    """The features of tokenizer `name`. Raises `UserError` for a name nobody registered."""
+def require_tokenizer(name: str) -> None:
+    """Raise `UserError` for a name that nobody registered."""
     if name not in FEATURES:
-        raise UserError(f"There is no tokenizer {name!r}; there are: {', '.join(sorted(FEATURES))}.")
+        there = sorted(FEATURES)
+        raise UserError(f"There is no tokenizer {name!r}; there are: {', '.join(there)}.{did_you_mean(name, there)}")
+
+
+def load_features(name: str, *, device: str = "cpu") -> Features:
+    """The features of tokenizer `name`. Raises `UserError` for a name that nobody registered."""
+    require_tokenizer(name)
     return FEATURES[name](device=device)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from wavemill.jobs.canvas import picture_text, require_picture
+from wavemill.jobs.canvas import hues, picture_text, require_picture
 from wavemill.jobs.charts import draw_phones, draw_use
 from wavemill.jobs.pictures import draw_segment
 from wavemill.jobs.tokenize import open_corpus
@@ -87,12 +87,16 @@ def edge(picture: np.ndarray, before: tuple[int, ...], behind: tuple[int, ...]) 
 )
 def test_frames_are_drawn_at_their_true_times(sample_rate: int, hop_length: int, frame: int, tmp_path: Path) -> None:
     made = spec(4, sample_rate=sample_rate, hop_length=hop_length)
-    num_frames = 2 * sample_rate // hop_length
+    num_frames = 9 * sample_rate // (5 * hop_length)  # up to 1.8 s of 2 s
     codes_KT = np.where(np.arange(num_frames) < frame, 0, 63)[None].repeat(4, axis=0)
     segment = Segment(row(), [StreamCodes("acoustic", made, codes_KT, None)])
     draw_segment(segment, np.zeros(32_000, np.float32), str(tmp_path / "a.png"))
-    found = edge(pixels(tmp_path / "a.png"), DARK, BRIGHT)
-    assert abs(found - column_of(frame * hop_length / sample_rate, end_s=2.0)) <= 1.5
+    at = column_of(frame * hop_length / sample_rate, end_s=2.0)
+    assert abs(edge(pixels(tmp_path / "a.png"), DARK, BRIGHT) - at) <= 1.5
+    one = StreamCodes("semantic", spec(1, sample_rate=sample_rate, hop_length=hop_length), codes_KT[:1], None)
+    draw_segment(Segment(row(), [one]), np.zeros(32_000, np.float32), str(tmp_path / "b.png"))
+    colours = np.rint(hues(np.array([0, 63])) * 255).astype(int)
+    assert abs(edge(pixels(tmp_path / "b.png"), *map(tuple, colours)) - at) <= 1.5
 
 
 def test_labels_and_sound_are_drawn_at_their_true_times(tmp_path: Path) -> None:

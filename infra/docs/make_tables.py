@@ -1,0 +1,78 @@
+"""Writes the tables of the docs that mirror the code: python infra/docs/make_tables.py
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. tests/docs holds the docs to what this writes.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from wavemill.jobs.recipe_file import recipe_text
+from wavemill.pipelines.error_classes import ERROR_CLASSES
+from wavemill.pipelines.sniff import FORMATS
+from wavemill.pipelines.sources import SOURCE_KINDS
+from wavemill.storage.schema import CORPUS_SCHEMA
+
+FOLDER = Path(__file__).parent
+_TABLE = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_WHAT_TO_DO = {
+    "empty": "Fetch the file again.",
+    "not-audio": "Look at it; give raw samples a header: `ffmpeg -f s16le -ar 16000 -i a.raw a.wav`.",
+    "no-samples": "Fetch it again, or leave it: there is nothing in it.",
+    "truncated": "Fetch it again. With `--window`, windows before the cut of seekable formats keep their codes.",
+    "corrupt": "Fetch it again; if the source itself is damaged, cut the good part out with ffmpeg.",
+    "length-mismatch": "Write it anew: `ffmpeg -i a.wav b.wav`.",
+    "unsupported": "Convert it, or move the limit that the message names.",
+    "too-large": "Move the limit that the message names (`--max-bytes`, `--max-recording`, `--max-expansion`).",
+    "changed": "Put the old bytes back, or add the new ones as a source of another name.",
+    "missing": "Mount or restore it; a whole source that has moved: `--source NAME=FOLDER`.",
+    "unreadable": "Mend the permissions or the disk.",
+    "not-a-file": "Take it out of the folder or the manifest.",
+    "outside-source": "Give the folder that holds the file as a source, or the file's absolute path in a manifest.",
+    "bad-name": "Rename the file.",
+    "bad-row": "Mend the row that the message names.",
+    "unsafe-name": "Unpack the tar yourself and look at the member.",
+    "duplicate-member": "Give members names of their own.",
+    "out-of-range": "Mend the manifest: the message says how many samples and channels there are.",
+    "too-long": "Build into another root with `--window` or `--vad`.",
+    "non-finite": "Write it anew from the source; floats beyond full scale usually want a gain.",
+    "decoder-hang": "Convert it with ffmpeg; on slow storage give a longer `--deadline`.",
+    "decoder-crash": "Convert it with ffmpeg, and report the file.",
+    "decoder-memory": "Convert it with ffmpeg, or split it.",
+}
+
+
+def tables() -> dict[str, str]:
+    """The content of each table by its name."""
+    return {
+        "formats": _table(
+            ("format", "decoded by", "what counts as its length"),
+            ((f"`{name}`", format.backend, format.length_rule) for name, format in FORMATS.items()),
+        ),
+        "kinds": _table(("kind", "what it is"), ((f"`{kind}`", about) for kind, about in SOURCE_KINDS.items())),
+        "errors": _table(
+            ("class", "what it means", "what to do"),
+            ((f"`{name}`", about, _WHAT_TO_DO[name]) for name, about in ERROR_CLASSES.items()),
+        ),
+        "corpus": _table(
+            ("column", "type", "may be null"),
+            ((f"`{f.name}`", str(f.type).replace(" not null", ""), "yes" if f.nullable else "") for f in CORPUS_SCHEMA),
+        ),
+        "recipe": f"```yaml\n{recipe_text('recipe.yaml')}```\n",
+    }
+
+
+def filled(text: str) -> str:
+    """A document with its tables written anew."""
+    content = tables()
+    return _TABLE.sub(lambda found: f"{found[1]}\n{content[found[2]]}\n{found[3]}", text)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    for document in sorted(FOLDER.glob("*.md")):
+        document.write_text(filled(document.read_text()))

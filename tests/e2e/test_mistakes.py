@@ -1,0 +1,290 @@
+"""Each mistake gets one clear sentence, an exit status, no traceback, and nothing is written. See mistakes.txt."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+from wavemill.jobs.cli import main
+from wavemill.pipelines.error_classes import ERROR_CLASSES
+from wavemill.pipelines.sources import SOURCE_KINDS
+
+Wavemill = Callable[..., CompletedProcess[str]]
+
+_LINES = (Path(__file__).parent / "mistakes.txt").read_text().splitlines()
+MISTAKES = [
+    (line.removeprefix("$ wavemill "), *_LINES[number + 1].split(" ", 1))
+    for number, line in enumerate(_LINES)
+    if line.startswith("$ wavemill ")
+]
+_WHAT_FITS = {"{kinds}": ", ".join(SOURCE_KINDS), "{classes}": ", ".join(ERROR_CLASSES)}
+
+
+@pytest.fixture
+def in_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Wavemill]:
+    """Runs the command line in this process: the same function, without two seconds of imports each time."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments: str | Path) -> CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["wavemill", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        said = capsys.readouterr()
+        return CompletedProcess(arguments, int(stopped.value.code or 0), said.out, said.err)
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def sentence(done: CompletedProcess[str], *, status: int = 2) -> str:
+    """The one line that was said on stderr; no traceback, nothing on stdout."""
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    return line.removeprefix("Error: ")
+
+
+def test_the_table_holds_more_than_a_hundred_mistakes_and_each_sentence_ends():
+    assert len(MISTAKES) > 100
+    assert len({command for command, _, _ in MISTAKES}) == len(MISTAKES)
+    # what to run or a suggestion may come last; all else ends with a full stop
+    for command, _, says in MISTAKES:
+        assert says.startswith("Error: "), command
+        assert says.endswith((".", "?", ")")) or " See: " in says or ": wavemill " in says, says
+
+
+@pytest.mark.parametrize(("command", "status", "says"), MISTAKES, ids=[command for command, _, _ in MISTAKES])
+def test_a_mistake_gets_this_sentence_and_writes_nothing(
+    command: str,
+    status: str,
+    says: str,
+    samples: Path,
+    fitted_root: Path,
+    finished_root: Path,
+    tmp_path: Path,
+    in_process: Wavemill,
+):
+    _put_mistaken_files(tmp_path, samples)
+    places = {"{tmp}": tmp_path, "{samples}": samples, "{fitted}": fitted_root, "{finished}": finished_root}
+    before = [_tree(path) for path in (tmp_path, fitted_root, finished_root)]
+    done = in_process(*(_filled(argument, places) for argument in shlex.split(command)))
+    expected = re.escape(_filled(says.removeprefix("Error: "), {**places, **_WHAT_FITS}))
+    assert re.fullmatch(expected.replace(r"\{number\}", r"[\d,]+"), sentence(done, status=int(status)))
+    assert [_tree(path) for path in (tmp_path, fitted_root, finished_root)] == before
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "says"),
+    [
+        (
+            "faiss",
+            "codebook fit {fitted} mel-rvq --name b",
+            "Fitting a codebook needs FAISS, which is not installed: pip install 'wavemill[cpu]' (or 'wavemill[gpu]' "
+            "on a machine with a CUDA GPU, never both).",
+        ),
+        (
+            "matplotlib",
+            "inspect {finished} --png {tmp}/use.png",
+            "A picture needs matplotlib: pip install 'wavemill[plots]'",
+        ),
+    ],
+)
+def test_a_missing_extra_is_named(
+    module: str,
+    command: str,
+    says: str,
+    fitted_root: Path,
+    finished_root: Path,
+    tmp_path: Path,
+    in_process: Wavemill,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    places = {"{tmp}": tmp_path, "{fitted}": fitted_root, "{finished}": finished_root}
+    before = _tree(fitted_root)
+    assert sentence(in_process(*(_filled(argument, places) for argument in command.split()))) == says
+    assert _tree(fitted_root) == before
+    assert _tree(tmp_path) == []
+
+
+def test_a_missing_silero_vad_is_named(samples: Path, tmp_path: Path):
+    hides = (
+        "import importlib.metadata as packages, sys\n"
+        "asked = packages.version\n"
+        "def version(name):\n"
+        "    if name == 'silero-vad': raise packages.PackageNotFoundError(name)\n"
+        "    return asked(name)\n"
+        "packages.version = version\n"
+        "sys.modules['silero_vad'] = None\n"
+    )
+    done = _run_python(hides, "corpus", "build", samples / "speech", "--to", tmp_path / "root", "--vad")
+    assert sentence(done) == "Cutting at pauses needs Silero VAD: pip install 'wavemill[vad]'"
+    assert _tree(tmp_path) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that is to be missing")
+def test_a_gpu_that_is_not_there_is_named(fitted_root: Path, in_process: Wavemill):
+    says = "--device cuda: PyTorch sees no CUDA GPU on this machine. Use --device cpu."
+    assert sentence(in_process("tokenize", fitted_root, "--device", "cuda")) == says
+
+
+def test_an_object_store_without_credentials_is_told(
+    samples: Path, tmp_path: Path, in_process: Wavemill, monkeypatch: pytest.MonkeyPatch
+):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        (tmp_path / name).touch()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    assert sentence(in_process("corpus", "build", samples / "speech", "--to", "s3://no-such-bucket/tokens")) == (
+        "Cannot open s3://no-such-bucket/tokens/corpus: IMDS disabled by AWS_EC2_METADATA_DISABLED env var set to "
+        "`true`. See that the bucket is there and that its credentials and region are set, as in AWS_PROFILE or "
+        "AWS_REGION."
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with 256 kB; needs the right to mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_told_and_the_same_command_goes_on_when_there_is_space(
+    samples: Path, small_disk: Path, in_process: Wavemill
+):
+    filling = small_disk / "filling"
+    filling.write_bytes(bytes(252 << 10))
+    command = ("corpus", "build", samples / "broken", "--to", small_disk / "root")
+    told = sentence(in_process(*command), status=1)
+    assert re.fullmatch(
+        r"No space left on device( \(os error 28\))?( \([^)]*\))?\. What was committed stays; free some space and run "
+        r"the command again\.",
+        told,
+    )
+    filling.unlink()
+    done = in_process(*command)
+    assert done.returncode == 0
+    assert "4 new segments" in done.stderr
+
+
+def test_a_root_that_may_only_be_read_is_told(samples: Path, small_disk: Path, in_process: Wavemill):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert sentence(in_process("corpus", "build", samples / "broken", "--to", small_disk)) == (
+        f"Cannot write to the root {small_disk}: Read-only file system. Name a folder that you may write to."
+    )
+
+
+def test_a_manifest_whose_paths_count_from_elsewhere_is_told_at_once(
+    fitted_root: Path, tmp_path: Path, in_process: Wavemill
+):
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text('{"audio_filepath": "clips/a.wav"}\n{"audio_filepath": "clips/b.wav"}\n')
+    built = in_process("corpus", "build", manifest, "--to", tmp_path / "root")
+    assert built.returncode == 0
+    assert built.stderr.splitlines()[-1] == (
+        f"Warning: none of the new segments can be read. The first is {tmp_path}/clips/a.wav: missing (the file is not "
+        "there). Relative paths in a manifest count from the manifest's own folder."
+    )
+    shutil.copytree(fitted_root / "codebooks", tmp_path / "root" / "codebooks")
+    done = in_process("tokenize", tmp_path / "root", "--engine", "inline")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "Error: 2 of 2 segments so far could not be tokenized: over the limit of 5.0% (in this run: missing 2; for "
+        "example clips/a.wav: the file is not there). Mend the input, or raise --max-error-share, and run the command "
+        "again."
+    )
+
+
+def test_a_bug_is_one_sentence_and_with_debug_a_traceback(tmp_path: Path):
+    breaks = "from wavemill.jobs import demo\ndemo.run_demo = lambda to, engine: {}['nothing']\n"
+    done = _run_python(breaks, "demo", "--to", tmp_path / "demo")
+    assert sentence(done, status=70) == (
+        "This is a bug in wavemill: KeyError: 'nothing'. Run again with wavemill --debug and report it."
+    )
+    shown = _run_python(breaks, "--debug", "demo", "--to", tmp_path / "demo")
+    assert shown.returncode == 70
+    assert shown.stderr.startswith("Traceback (most recent call last):")
+    assert shown.stderr.endswith("KeyError: 'nothing'\n")
+
+
+def _run_python(before: str, *arguments: str | Path) -> CompletedProcess[str]:
+    """The command line in a process of its own, in which some Python is run first."""
+    code = f"{before}from wavemill.jobs.cli import main\nmain()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def _filled(text: str, places: dict[str, Path | str]) -> str:
+    for name, place in places.items():
+        text = text.replace(name, str(place))
+    return text
+
+
+def _tree(path: Path) -> list[tuple[str, int, int]]:
+    """What lies below a folder: names, and sizes and times of files."""
+    found = sorted(path.rglob("*"))
+    stats = [(str(file.relative_to(path)), file.stat(), file.is_file()) for file in found]
+    return [(name, stat.st_size * is_file, stat.st_mtime_ns * is_file) for name, stat, is_file in stats]
+
+
+def _put_mistaken_files(folder: Path, samples: Path) -> None:
+    """What mistakes.txt calls {tmp}."""
+    (folder / "empty").mkdir()
+    (folder / "x" / "speech").mkdir(parents=True)
+    (folder / "kaldi").mkdir()
+    sources = f"corpus:\n  sources: [{samples / 'speech'}]\n"
+    source = {"type": "url", "channels": [0], "source": "https://example.org/a.wav"}
+    recording = {"id": "r", "sampling_rate": 16_000, "num_samples": 16_000, "duration": 1, "sources": [source]}
+    cut = {"id": "c", "type": "MonoCut", "start": 0, "duration": 1, "channel": 0, "recording": recording}
+    texts = {
+        "file": "a file, not a folder",
+        "bad.jsonl": '{"audio_filepath": "x.wav"}\nthis is not JSON\n',
+        "nokey.jsonl": '{"audio_filepath": "x.wav"}\n{"text": "x"}\n',
+        "url.jsonl": '{"audio_filepath": "s3://bucket/a.wav"}\n',
+        "offset.jsonl": '{"audio_filepath": "a.wav", "offset": -1}\n',
+        "nopath.csv": "name,text\na.wav,hello\n",
+        "quote.csv": 'path,text\na.wav,hello\nb.wav,"never closed\n',
+        "cells.csv": "path,text\na.wav,hello,world\n",
+        "kaldi/wav.scp": "a sph2pipe -f wav a.sph |\n",
+        "cuts.jsonl": json.dumps(cut) + "\n",
+        "torn.parquet": "PAR1 nothing",
+        "a.zip": "PK\3\4",
+        "net.txt": "not weights",
+        "labels.csv": "file,start_s,end_s,phone\na.wav,0,soon,AA\n",
+        "key.yaml": f"{sources}  windw: 30s\n",
+        "type.yaml": f"{sources}tokenize:\n  workers: two\n",
+        "tab.yaml": "corpus:\n\tsources: [x]\n",
+        "nosource.yaml": "root: x\n",
+        "gone.yaml": "corpus:\n  sources: [nowhere]\n",
+        "books.yaml": f"{sources}streams:\n  s: {{tokenizer: mfcc-kmeans, codebook: mel-rvq}}\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    (folder / "latin.csv").write_bytes("path,text\na.wav,Grün\n".encode("latin-1"))
+    pq.write_table(pa.table({"n": [1], "said": ["x"]}), folder / "plain.parquet")
+    pq.write_table(pa.table({"left": [b"x"], "right": [b"y"]}), folder / "two.parquet")
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, folder / "other.safetensors")
