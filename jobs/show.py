@@ -129,7 +129,7 @@ def show_quarantine(rows: list[dict[str, Any]], *, limit: int) -> None:
         print("No errors: nothing is quarantined.")
         return
     for row in rows[:limit]:
-        print(f"{row['id']}  {_safe(row['source'])}/{_safe(row['path'])}")
+        print(f"{row['id']}  {_safe('/'.join(filter(None, (row['source'], row['path'], row['member']))))}")
         print(f"    {row['error']}: {_safe(row['error_message'])} (found in {', '.join(row['found_in'])})")
     shown = f" (the first {limit:,} shown)" if len(rows) > limit else ""
     print(f"{len(rows):,} segments{shown}: {_counts(Counter(row['error'] for row in rows))}")

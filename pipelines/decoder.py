@@ -22,15 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..storage.failpoints import failpoint
+from ..tokenizers.spec import RunFailed
 from . import audio
 from .audio import Limits, Probe, Span
 from .entries import AudioError
-from .window import OpenRecording, Window
+from .format_bytes import Part
+from .opened import OpenRecording
 
 _LENGTH = struct.Struct("<I")
 _REPLY = struct.Struct("<cII")  # what it is, span index, bytes that follow
 _ALIVE, _RESULT, _SAMPLES, _ERROR, _DONE = b"A", b"R", b"S", b"E", b"D"
 _ALIVE_EVERY_S = 1.0
+_START_S = 120.0  # for a child to be there, on a machine that is busy
 _SOCKET_BYTES = 1 << 22
 _OPEN_FILES = 64
 _ATTEMPTS = 2  # a death that does not repeat was not the file's fault
@@ -109,7 +112,7 @@ class Decoder:
         """The child's replies to one request. A reader that leaves early costs the child its life."""
         complete = False
         try:
-            link = self._start()
+            link = self._socket or self._start()
             what = request | {"offset": opened.offset, "size": opened.size, "whole": opened.whole, "name": opened.name}
             message = json.dumps(what).encode()
             socket.send_fds(link, [_LENGTH.pack(len(message))], [opened.fd])
@@ -149,12 +152,12 @@ class Decoder:
         return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with status {code}"
 
     def _start(self) -> socket.socket:
-        if self._socket is not None:
-            return self._socket
+        """Start a child and wait until it is there. Raises `RunFailed` if it is not: no file is to blame for that."""
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
-        command = [sys.executable, "-m", __name__, str(theirs.fileno()), str(self._settings.memory_bytes)]
+        # -P: the folder that we were started in, which may hold anything, is no place to import from
+        command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(self._settings.memory_bytes)]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -165,8 +168,16 @@ class Decoder:
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
         theirs.close()
-        ours.settimeout(self._settings.deadline_s)
         self._socket = ours
+        ours.settimeout(_START_S)
+        try:
+            _receive(ours, _REPLY.size)
+        except (EOFError, OSError):
+            self._process.kill()
+            raise RunFailed(
+                f"The decoder process does not start: it {self._death()}. Try it by hand: {' '.join(command[:4])}"
+            ) from None
+        ours.settimeout(self._settings.deadline_s)
         return ours
 
 
@@ -183,6 +194,7 @@ def _receive(link: socket.socket, size: int) -> bytearray:
 
 def serve(link: socket.socket) -> NoReturn:
     """The child's loop: requests in, samples out, until the parent is gone."""
+    link.sendall(_REPLY.pack(_ALIVE, 0, 0))
     while True:
         header, descriptors, _, _ = socket.recv_fds(link, _LENGTH.size, 1)
         if not header:
@@ -198,12 +210,12 @@ def _answer(link: socket.socket, request: dict[str, Any], file: BinaryIO) -> Non
         if len(payload):
             link.sendall(payload)
 
-    failpoint(f"decoder-{request['name']}")
     recording: Any = file
     recording.seek(0)
     if not request["whole"]:
-        recording = Window(file.fileno(), request["offset"], request["size"])
+        recording = Part(file, request["offset"], request["size"])
     try:
+        failpoint(f"decoder-{request['name']}")
         if request["do"] == "probe":
             limits = Limits(**request["limits"])
             found = audio.probe(recording, request["size"], limits, on_progress=_now_and_then(lambda: reply(_ALIVE)))

@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class _Cut:
     rows: list[Row]
 
 
-class Reader:
+class Reader(AbstractContextManager["Reader"]):
     """Reads the audio of corpus rows, with a decoder process and a place in the container read last of its own.
 
     For one thread at a time; a context manager.
@@ -68,12 +68,7 @@ class Reader:
         self._decoder.close()
         self._opener.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _read_recording(self, cuts: list[_Cut], rates: list[int]) -> Iterator["Waveforms | AudioError"]:

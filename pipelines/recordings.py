@@ -7,18 +7,18 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .entries import AudioError
+from .opened import OpenRecording
 from .source_paths import full_path, open_regular, plain_path
 from .source_tar import TAR_SUFFIXES
-from .window import OpenRecording
 
 MAX_HELD_BYTES = 2 << 30  # of a recording that has to be taken out of its container into memory
 _BATCH_ROWS = 16  # of a table, read at a time,
@@ -44,7 +44,7 @@ class Place:
         return bool(self.member) and self.member_offset is None
 
 
-class Opener:
+class Opener(AbstractContextManager["Opener"]):
     """Opens recordings, keeping its place in the container it read last. For one thread at a time."""
 
     def __init__(self) -> None:
@@ -78,12 +78,7 @@ class Opener:
             self._container.close()
             self._container = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _pieces(self, path: str, member: str) -> Iterator[Any]:

@@ -2,10 +2,9 @@
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +47,7 @@ class Finding:
     known_segments: int = 0  # of the corpus, which make looking again needless
 
 
-class Prober:
+class Prober(AbstractContextManager["Prober"]):
     """Finds out what recordings are, and listens to them where the policy asks for it. For one thread at a time."""
 
     def __init__(self, policy: CorpusPolicy, limits: Limits, settings: DecoderSettings) -> None:
@@ -76,12 +75,7 @@ class Prober:
         self._decoder.close()
         self._opener.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _find(self, source_root: str, entry: Entry, known: KnownRecording | None, finding: Finding) -> None:

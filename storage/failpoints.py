@@ -1,8 +1,8 @@
 """Named places where a test can make a process die, fail or sleep. Off, they cost one comparison.
 
 `WAVEMILL_FAILPOINTS="shard-written=kill"`: several are separated by commas; actions are `kill` (SIGKILL to this
-process), `raise`, and `sleep:SECONDS`; `@3` after an action waits for the third hit. With `WAVEMILL_FAILPOINTS_ONCE`
-naming a folder, each failpoint fires once in all processes together.
+process), `segfault`, `eat:MEBIBYTES` (of memory), `raise`, and `sleep:SECONDS`; `@3` after an action waits for the third
+hit. With `WAVEMILL_FAILPOINTS_ONCE` naming a folder, each failpoint fires once in all processes together.
 """
 
 import os
@@ -31,6 +31,10 @@ def failpoint(name: str) -> None:
         return
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif action.startswith("eat:"):
+        bytearray(b"\1") * (int(action.removeprefix("eat:")) << 20)
     elif action.startswith("sleep:"):
         time.sleep(float(action.removeprefix("sleep:")))
     else:

@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import tarfile
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -154,14 +153,14 @@ def _urls(world: World) -> bytes:
     )
 
 
-def _bombs(folder: Path, world: World) -> None:
-    nothing, wave = ("zeros.wav", b""), ("wave.wav", sound())
-    (folder / "a.tar.gz").write_bytes(_zeros(nothing, wave, size=1 << 29))
+def zeros_in_gzip(size: int) -> bytes:
+    """A gzipped tar of two recordings of so many bytes, mostly zeros, and a good one."""
+    return _zeros(("zeros.wav", b""), ("wave.wav", sound()), size=size)
 
 
-def _many(folder: Path, world: World) -> None:
-    block = tarfile.TarInfo("x.bin").tobuf(tarfile.USTAR_FORMAT)
-    (folder / "a.tar").write_bytes(block * 100_000 + tar(GOOD))
+def many_members(count: int) -> bytes:
+    """A tar of so many members that are no audio, and a recording behind them."""
+    return tarfile.TarInfo("x.bin").tobuf(tarfile.USTAR_FORMAT) * count + tar(GOOD)
 
 
 CONTAINERS = [
@@ -176,11 +175,15 @@ CONTAINERS = [
         {"a.tar > a.wav": "unsupported", "a.tar > good.wav": None},
     ),
     Offer(
-        "a gzipped tar with 1 GiB of zeros as recordings is listed and read in bounded memory",
-        _bombs,
+        "a gzipped tar with 128 MiB of zeros as recordings is listed and read in bounded memory",
+        file("a.tar.gz", zeros_in_gzip(1 << 26)),
         {"a.tar.gz > zeros.wav": "not-audio", "a.tar.gz > wave.wav": None, "a.tar.gz > good.wav": None},
     ),
-    Offer("a tar of 100,000 members that are no audio is listed", _many, {"a.tar > good.wav": None}),
+    Offer(
+        "a tar of 10,000 members that are no audio is listed",
+        file("a.tar", many_members(10_000)),
+        {"a.tar > good.wav": None},
+    ),
     Offer(
         "pickles and object arrays in a WebDataset are never loaded",
         file("a.tar", _runnable),

@@ -33,10 +33,13 @@ class Run:
 
 
 def run(world: World, *arguments: str | Path, timeout: float = 240, env: dict[str, str] | None = None) -> Run:
-    """Run the command line, away from everything, and watch its memory from outside."""
+    """Run the command line in the world's desk, and watch its memory from outside.
+
+    `-P` is what the script `wavemill` does, too: the folder one is in is no place to import from.
+    """
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "wavemill.jobs.cli", *map(str, arguments)],
+        [sys.executable, "-P", "-m", "wavemill.jobs.cli", *map(str, arguments)],
         cwd=world.folder / "desk",
         env={**world.env, **(env or {})},
         stdout=subprocess.PIPE,

@@ -298,6 +298,9 @@ class World:
     def make(cls, folder: Path) -> "World":
         for name in ("source", "outside", "desk", "tmp", "home"):
             (folder / name).mkdir(parents=True)
+        for name in ("numpy", "soundfile", "av", "json", "wavemill", "sitecustomize", "torch"):
+            # whoever is started here must not import it
+            (folder / "desk" / f"{name}.py").write_text(f"open({str(folder / 'touched')!r}, 'w')\n")
         outside = folder / "outside"
         (outside / "canary.wav").write_bytes(sound(samples=np.resize(NOISE, 23_456), rate=CANARY_RATE))
         (outside / "canary.txt").write_text(f"{MARKER}\n")

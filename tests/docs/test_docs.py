@@ -1,0 +1,173 @@
+"""The docs say what is so: their commands run on the samples, their tables equal the code, their links lead on."""
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from wavemill.jobs.cli import main
+from wavemill.jobs.console import app
+from wavemill.jobs.recipe import Recipe
+
+REPO = Path(__file__).resolve().parents[2]
+FOLDER = REPO / "infra" / "docs"
+DOCS = [REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "CHANGELOG.md", *sorted(FOLDER.glob("*.md"))]
+_SPEAKERS = ("en_anna_*", "de_jonas_*")
+
+# a block behind `<!-- run -->`, fenced or indented, and every block of Python
+_BLOCK = re.compile(
+    r"<!-- run -->\n+(?:```sh\n(?P<fenced>.*?)```|(?P<indented>(?:    [^\n]*\n|\n)+))|```python\n(?P<python>.*?)```",
+    re.DOTALL,
+)
+
+
+@pytest.fixture(scope="module")
+def workplace(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with some of the samples, as `speech`, `broken` and `recordings`."""
+    place = tmp_path_factory.mktemp("docs")
+    for name in ("speech", "recordings"):
+        (place / name).mkdir()
+        for pattern in _SPEAKERS:
+            for file in (samples / "speech").glob(pattern):
+                shutil.copy(file, place / name)
+    shutil.copytree(samples / "broken", place / "broken")
+    return place
+
+
+@pytest.fixture(scope="module")
+def read_readme(workplace: Path) -> Path:
+    """The workplace after the README's commands, which make the dataset `tokens`."""
+    _run_document(REPO / "README.md", workplace)
+    return workplace
+
+
+@pytest.fixture(scope="module")
+def labelled(read_readme: Path) -> Path:
+    """The workplace with the dataset `labelled` of inputs.md, tokenized, and a file of phones."""
+    _run_document(FOLDER / "inputs.md", read_readme)
+    shutil.copytree(read_readme / "tokens" / "codebooks", read_readme / "labelled" / "codebooks")
+    _run_line("wavemill tokenize labelled --engine inline", read_readme)
+    (read_readme / "phones.csv").write_text(
+        "file,start_s,end_s,phone\nen_anna_12.wav,0,1.2,AH0\nen_anna_12.wav,1.2,2,B\n"
+    )
+    return read_readme
+
+
+def test_what_the_readme_and_the_inputs_page_say_can_be_done(labelled: Path):
+    built = {folder.name for folder in (labelled / "r").iterdir()}
+    assert {"folder", "glob", "file", "jsonl", "csv", "kaldi", "lhotse", "webdataset", "parquet"} <= built
+    assert (labelled / "tokens" / "streams" / "acoustic").is_dir()
+
+
+@pytest.mark.parametrize("name", ["dataset.md", "recipes.md", "errors.md", "tokens.md"])
+def test_what_the_docs_say_can_be_done(name: str, labelled: Path):
+    assert _run_document(FOLDER / name, labelled) > 0
+
+
+def test_tables_that_mirror_the_code_equal_it():
+    filled = runpy.run_path(str(FOLDER / "make_tables.py"))["filled"]
+    tables = 0
+    for document in FOLDER.glob("*.md"):
+        text = document.read_text()
+        tables += text.count("<!-- table: ")
+        assert filled(text) == text, f"{document} is out of date: python infra/docs/make_tables.py"
+    assert tables == 5
+
+
+def test_every_command_and_every_option_of_corpus_build_is_in_the_docs():
+    every = "\n".join(document.read_text() for document in DOCS)
+    commands = dict(_commands(typer.main.get_command(app), "wavemill"))
+    assert len(commands) > 12
+    assert [name for name in commands if name not in every] == []
+    inputs = (FOLDER / "inputs.md").read_text()
+    options = {option for parameter in commands["wavemill corpus build"].params for option in parameter.opts}
+    assert sorted(option for option in options if option.startswith("--") and option not in inputs) == ["--json"]
+
+
+def test_every_section_of_a_recipe_is_in_the_docs():
+    text = (FOLDER / "recipes.md").read_text()
+    for name in Recipe.model_fields:
+        assert re.search(rf"^{name}:", text, re.MULTILINE), name
+
+
+def test_links_between_the_docs_lead_somewhere():
+    links = 0
+    for document in DOCS:
+        for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+            if "://" in target:
+                continue
+            path, _, heading = target.partition("#")
+            there = document.parent / path if path else document
+            assert there.exists(), f"{document.name}: {target}"
+            if heading:
+                headings = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE)
+                assert heading in {re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in headings}, target
+            links += 1
+    assert links > 10
+
+
+def test_pictures_in_the_docs_are_small():
+    pictures = sorted(FOLDER.glob("*.png"))
+    assert pictures
+    assert all(picture.stat().st_size < 200_000 for picture in pictures)
+
+
+def _commands(command: typer.core.TyperGroup, path: str) -> Iterator[tuple[str, typer.core.TyperCommand]]:
+    for name, inner in command.commands.items():
+        if hasattr(inner, "commands"):
+            yield from _commands(inner, f"{path} {name}")
+        else:
+            yield f"{path} {name}", inner
+
+
+def _run_document(document: Path, place: Path) -> int:
+    """Run the marked blocks of a document, in order; how many lines and snippets there were."""
+    done = 0
+    for block in _BLOCK.finditer(document.read_text()):
+        if block["python"] is not None:
+            _run_python(block["python"], place)
+            done += 1
+            continue
+        lines = (block["fenced"] or block["indented"]).splitlines()
+        for line in (line.strip() for line in lines if line.strip()):
+            _run_line(line, place)
+            done += 1
+    return done
+
+
+def _run_line(line: str, place: Path) -> None:
+    """One line of shell: wavemill in this process, on no Ray; anything else by bash."""
+    if line.startswith("source "):
+        return
+    if not line.startswith("wavemill "):
+        subprocess.run(["bash", "-euc", line], cwd=place, check=True)
+        return
+    arguments = shlex.split(line, comments=True)[1:]
+    if arguments[0] in ("run", "tokenize") and "--engine" not in arguments:
+        arguments += ["--engine", "inline"]
+    before, argv = Path.cwd(), sys.argv
+    os.chdir(place)
+    sys.argv = ["wavemill", *arguments]
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert not stopped.value.code, line
+    finally:
+        os.chdir(before)
+        sys.argv = argv
+
+
+def _run_python(code: str, place: Path) -> None:
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        exec(compile(code, "snippet", "exec"), {})
+    finally:
+        os.chdir(before)
