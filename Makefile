@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/ready
 
-.PHONY: help setup demo test test-all test-kill lint bench-main samples clean
+.PHONY: help setup demo test test-all test-kill test-hostile lint bench-main pictures docs samples clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test-all: $(STAMP)  ## run the tests, the slow ones too
 test-kill: $(STAMP)  ## kill -9 at 20 random times of runs of a minute, on Ray
 	@$(BIN)/python -m pytest -m slow --timeout 3600 -s tests/faults
 
+test-hostile: $(STAMP)  ## offer wavemill everything hostile that we know of, the bombs too
+	@$(BIN)/python -m pytest -m 'slow or not slow' tests/hostile
+
 lint: $(STAMP)  ## ruff, basedpyright and the layer test
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -38,6 +41,13 @@ lint: $(STAMP)  ## ruff, basedpyright and the layer test
 
 bench-main: $(STAMP)  ## time the main job; CORPUS=FOLDER for your own recordings
 	@$(BIN)/python infra/bench/main_job.py $(CORPUS)
+
+pictures: $(STAMP)  ## make the picture of the README again
+	@$(BIN)/wavemill demo --to demo
+	@$(BIN)/wavemill inspect demo --segment sgc2r7alrzakgqthpolakeszvu --png infra/docs/segment.png
+
+docs: $(STAMP)  ## write the docs' tables that mirror the code again
+	@$(BIN)/python infra/docs/make_tables.py
 
 samples: $(STAMP)  ## make jobs/samples again (needs espeak-ng)
 	@$(BIN)/python infra/samples/make_samples.py

@@ -42,7 +42,7 @@ def require_picture(path: str) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise UserError("A picture needs matplotlib: pip install 'wavemill[plots]'") from error
+        raise UserError("A picture needs matplotlib: pip install 'wavemill[plots]'.") from error
     if Path(path).suffix.lower() != ".png":
         raise UserError(f"--png {path!r}: the picture is a PNG file; name it SOMETHING.png.")
     if Path(path).is_dir():

@@ -171,7 +171,7 @@ class Transforms(Section):
 
 
 class Limits(Section):
-    max_bytes: int = Field(default=64 << 30, ge=1, description="of a recording's file")
+    max_bytes: int = Field(default=64 * 10**9, ge=1, description="of a recording's file")
     max_channels: int = Field(default=64, ge=1, description="of a recording")
     min_sample_rate: int = Field(default=4_000, ge=1, description="Hz")
     max_sample_rate: int = Field(default=768_000, ge=1, description="Hz")

@@ -30,7 +30,7 @@ _SAMPLE_BYTES = 2  # of decoded audio, for the expansion: int16
 class Limits:
     """What a recording may be; beyond it is an error before anything of that size is allocated."""
 
-    max_bytes: int = 64 << 30
+    max_bytes: int = 64 * 10**9
     max_channels: int = 64
     min_sample_rate: int = 4_000  # Hz
     max_sample_rate: int = 768_000  # Hz

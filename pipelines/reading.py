@@ -113,14 +113,15 @@ class Reader(AbstractContextManager["Reader"]):
             pieces = self._decoder.decode(opened, format=row["format"], spans=spans)
             index, piece_NC = next(pieces, (len(run), None))
             for place_in_run, cut in enumerate(run):
-                sinks, finite = self._sinks(cut, row["sample_rate"], rates), True
+                sinks, not_finite = self._sinks(cut, row["sample_rate"], rates), set[int]()
                 while index == place_in_run and piece_NC is not None:
-                    finite = finite and bool((np.abs(piece_NC) <= _MAX_SAMPLE).all())  # false for NaN, too
+                    finite_NC = np.abs(piece_NC) <= _MAX_SAMPLE  # false for NaN, too
+                    not_finite |= {cut.span.channels[column] for column in np.flatnonzero(~finite_NC.all(axis=0))}
                     for (channel, _), sink in sinks.items():
                         column_N = np.ascontiguousarray(piece_NC[:, cut.span.channels.index(channel)])
                         sink.push(torch.from_numpy(column_N))
                     index, piece_NC = next(pieces, (len(run), None))
-                yield self._finish(cut, sinks, rates) if finite else [_NOT_FINITE] * len(cut.rows)
+                yield self._finish(cut, sinks, rates, not_finite)
 
     def _sinks(self, cut: _Cut, sample_rate: int, rates: list[int]) -> dict[Sink, StreamResampler]:
         wanted: set[Sink] = set()
@@ -131,13 +132,16 @@ class Reader(AbstractContextManager["Reader"]):
         return {sink: StreamResampler(cut.span.num_samples, sample_rate, sink[1]) for sink in sorted(wanted)}
 
     def _finish(
-        self, cut: _Cut, sinks: dict[Sink, StreamResampler], rates: list[int]
+        self, cut: _Cut, sinks: dict[Sink, StreamResampler], rates: list[int], not_finite: set[int]
     ) -> list["Waveforms | AudioError"]:
         finished = {sink: resampler.finish() for sink, resampler in sinks.items()}
         apart: dict[int, Tensor] = {}  # [sources, N] by channel
         results: list[Waveforms | AudioError] = []
         for row in cut.rows:
             channel = channel_number(row["channel"])
+            if channel in not_finite:
+                results.append(_NOT_FINITE)
+                continue
             if row["separated"] is None:
                 waveforms = {rate: finished[channel, rate] for rate in rates}
             else:

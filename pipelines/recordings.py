@@ -63,6 +63,7 @@ class Opener(AbstractContextManager["Opener"]):
         except FileNotFoundError as error:
             raise AudioError("missing", "the file is not there") from error
         except (OSError, ValueError, tarfile.TarError, pa.ArrowException, EOFError, zlib.error) as error:
+            self.close()  # its place in the container is lost
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise AudioError("unreadable", f"it cannot be opened: {reason}") from error
         opened = OpenRecording(fd=fd, offset=0, size=size, whole=True, name=name)
@@ -164,7 +165,7 @@ class _Table:
                 raise KeyError(member)
         values = self._batch.column(0)
         if pa.types.is_struct(values.type):
-            values = values.field("bytes")
+            values = values.flatten()[values.type.get_field_index("bytes")]  # null where the struct is
         content = values[row - self._begin].as_buffer()
         if content is None:
             raise AudioError("empty", "the table holds no audio in this row")

@@ -46,6 +46,7 @@ SOURCE_KINDS = {
     "common-voice": "A language's folder of Common Voice (validated.tsv, clips/), or one of its lists.",
     "ljspeech": "LJSpeech's metadata.csv (ID|text|normalised text) beside wavs/.",
 }
+_TEXT_COLUMN_KINDS = ("csv", "jsonl", "common-voice", "parquet")
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 _TABLE_FILES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _UNREAD_TARS = (".tar.bz2", ".tar.xz", ".tar.zst", ".tbz2", ".txz", ".zip", ".7z", ".rar")
@@ -82,12 +83,23 @@ def open_source(
             raise UserError(f"There is no file or folder {path!r}. Give a folder, a file, a quoted glob or a manifest.")
         path = os.path.abspath(path)
         kind = kind_of(path) if kind == "auto" else kind
+        _require_columns(path, kind, text_column, audio_column)
         source = _opened(name, path, kind, exclude, text_column, audio_column)
     try:
         (source.name + source.root).encode()
     except UnicodeEncodeError as error:
         raise UserError(f"The source {source.root!a} has a name that is not valid UTF-8; rename it.") from error
     return source
+
+
+def _require_columns(path: str, kind: str, text_column: str | None, audio_column: str | None) -> None:
+    """Raise `UserError` for a column that is named for a source which has none."""
+    for column, kinds in ((text_column, _TEXT_COLUMN_KINDS), (audio_column, ("parquet",))):
+        if column is not None and kind not in kinds:
+            raise UserError(
+                f"The column {column!r} is asked for, but {path} is read as {kind}, which has no such columns "
+                f"({', '.join(kinds)} have). Leave it out, or say what the source is with --kind."
+            )
 
 
 def kind_of(path: str) -> str:

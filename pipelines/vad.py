@@ -31,7 +31,7 @@ def vad_model() -> str:
     try:
         return f"silero-vad/{version('silero-vad')}"
     except PackageNotFoundError as error:
-        raise UserError("Cutting at pauses needs Silero VAD: pip install 'wavemill[vad]'") from error
+        raise UserError("Cutting at pauses needs Silero VAD: pip install 'wavemill[vad]'.") from error
 
 
 def require_vad_model(policy: VadPolicy) -> None:

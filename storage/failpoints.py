@@ -1,7 +1,7 @@
 """Named places where a test can make a process die, fail or sleep. Off, they cost one comparison.
 
 `WAVEMILL_FAILPOINTS="shard-written=kill"`: several are separated by commas; actions are `kill` (SIGKILL to this
-process), `segfault`, `eat:MEBIBYTES` (of memory), `raise`, and `sleep:SECONDS`; `@3` after an action waits for the third
+process), `segfault`, `eat:MEBIBYTES` (of memory), `raise` and `sleep:SECONDS`; `@3` after an action waits for the third
 hit. With `WAVEMILL_FAILPOINTS_ONCE` naming a folder, each failpoint fires once in all processes together.
 """
 
@@ -34,7 +34,7 @@ def failpoint(name: str) -> None:
     elif action == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
     elif action.startswith("eat:"):
-        bytearray(b"\1") * (int(action.removeprefix("eat:")) << 20)
+        _ = bytearray(b"\1") * (int(action.removeprefix("eat:")) << 20)
     elif action.startswith("sleep:"):
         time.sleep(float(action.removeprefix("sleep:")))
     else:

@@ -95,8 +95,8 @@ def read_snapshot(root: Root, folder: str, *, version: int | None = None) -> Sna
     try:
         table = DeltaTable(root.join(folder))
         if version is not None:
-            if version > table.version():
-                raise UserError(f"{root.join(folder)} has no version {version}; the newest is {table.version()}.")
+            if version > (newest := table.version()):
+                raise UserError(f"Cannot open {root.join(folder)} at version {version}: the newest is {newest}.")
             table.load_as_version(version)
     except TableNotFoundError as error:
         if version is None or not DeltaTable.is_deltatable(root.join(folder)):

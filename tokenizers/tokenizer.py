@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -45,6 +45,13 @@ class Features(Protocol):
     def extract(self, waveform_N: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
+class Synthesizer(Protocol):
+    """Features that know the way back to sound."""
+
+    def synthesize(self, features_TD: Tensor) -> Tensor: ...
+
+
 FEATURES: dict[str, Callable[..., Features]] = {
     MfccFeatures.name: MfccFeatures,
     MelFeatures.name: MelFeatures,
@@ -61,7 +68,7 @@ class CodebookTokenizer:
         self.spec = StreamSpec(
             tokenizer=features.name,
             sample_rate=features.sample_rate,
-            decode_sample_rate=features.sample_rate if isinstance(features, MelFeatures) else 0,
+            decode_sample_rate=features.sample_rate if isinstance(features, Synthesizer) else 0,
             hop_length=features.hop_length,
             window_length=features.window_length,
             frame_rule=features.frame_rule,
@@ -79,7 +86,7 @@ class CodebookTokenizer:
         return self._quantizer.encode(self.features.extract(waveform_N)).cpu()
 
     def decode(self, codes_KT: Tensor) -> Tensor:
-        if not isinstance(self.features, MelFeatures):
+        if not isinstance(self.features, Synthesizer):
             raise UserError(
                 f"Tokenizer {self.spec.tokenizer} has no decoder: semantic tokens do not say how it sounds."
             )

@@ -3,6 +3,9 @@
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. tests/docs holds the docs to what this writes.
 """
 
+# the type checker follows only relative imports from folder to package
+# pyright: reportMissingImports=false
+
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +22,7 @@ _WHAT_TO_DO = {
     "empty": "Fetch the file again.",
     "not-audio": "Look at it; give raw samples a header: `ffmpeg -f s16le -ar 16000 -i a.raw a.wav`.",
     "no-samples": "Fetch it again, or leave it: there is nothing in it.",
-    "truncated": "Fetch it again. With `--window`, windows before the cut of seekable formats keep their codes.",
+    "truncated": "Fetch it again.",
     "corrupt": "Fetch it again; if the source itself is damaged, cut the good part out with ffmpeg.",
     "length-mismatch": "Write it anew: `ffmpeg -i a.wav b.wav`.",
     "unsupported": "Convert it, or move the limit that the message names.",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.core import TyperCommand, TyperGroup
 from wavemill.jobs.cli import main
 from wavemill.jobs.console import app
 from wavemill.jobs.recipe import Recipe
@@ -19,7 +20,7 @@ from wavemill.jobs.recipe import Recipe
 REPO = Path(__file__).resolve().parents[2]
 FOLDER = REPO / "infra" / "docs"
 DOCS = [REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "CHANGELOG.md", *sorted(FOLDER.glob("*.md"))]
-_SPEAKERS = ("en_anna_*", "de_jonas_*")
+_SAMPLES = ("en_anna_*", "de_jonas_01.*")
 
 # a block behind `<!-- run -->`, fenced or indented, and every block of Python
 _BLOCK = re.compile(
@@ -34,7 +35,7 @@ def workplace(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("docs")
     for name in ("speech", "recordings"):
         (place / name).mkdir()
-        for pattern in _SPEAKERS:
+        for pattern in _SAMPLES:
             for file in (samples / "speech").glob(pattern):
                 shutil.copy(file, place / name)
     shutil.copytree(samples / "broken", place / "broken")
@@ -113,13 +114,22 @@ def test_links_between_the_docs_lead_somewhere():
     assert links > 10
 
 
+def test_the_segment_in_the_readme_is_one_of_the_demo_and_can_be_drawn(finished_root: Path, tmp_path: Path):
+    line = re.search(r"`(wavemill inspect demo --segment \w+ --png) segment.png`", (REPO / "README.md").read_text())
+    assert line is not None
+    assert line[1] in (REPO / "CONTRIBUTING.md").read_text()
+    (tmp_path / "demo").symlink_to(finished_root)  # of the same recordings, under the same names
+    _run_line(f"{line[1]} segment.png", tmp_path)
+    assert (tmp_path / "segment.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_pictures_in_the_docs_are_small():
     pictures = sorted(FOLDER.glob("*.png"))
     assert pictures
     assert all(picture.stat().st_size < 200_000 for picture in pictures)
 
 
-def _commands(command: typer.core.TyperGroup, path: str) -> Iterator[tuple[str, typer.core.TyperCommand]]:
+def _commands(command: TyperGroup, path: str) -> Iterator[tuple[str, TyperCommand]]:
     for name, inner in command.commands.items():
         if hasattr(inner, "commands"):
             yield from _commands(inner, f"{path} {name}")

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -238,7 +238,7 @@ def _run_python(before: str, *arguments: str | Path) -> CompletedProcess[str]:
     )
 
 
-def _filled(text: str, places: dict[str, Path | str]) -> str:
+def _filled(text: str, places: Mapping[str, Path | str]) -> str:
     for name, place in places.items():
         text = text.replace(name, str(place))
     return text

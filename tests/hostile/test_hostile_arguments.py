@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import struct
 import tarfile
 import time
@@ -197,6 +198,20 @@ def test_a_codebook_that_is_a_pickle_is_refused_and_not_unpickled(
     assert "Traceback" not in done.err
 
 
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="Ray puts the folder that the driver is started in on its workers' sys.path")
+def test_a_run_on_ray_imports_nothing_from_the_folder_it_is_started_in(tmp_path: Path, fitted_root: Path) -> None:
+    """A dataset that somebody is in may hold a numpy.py, as the world's desk does."""
+    world = World.make(tmp_path / "world")
+    (world.source / "good.wav").write_bytes(sound())
+    shutil.copytree(fitted_root / "codebooks", tmp_path / "root" / "codebooks")
+    assert run(world, "corpus", "build", f"x={world.source}", "--to", tmp_path / "root").status == 0
+    done = run(world, "tokenize", tmp_path / "root", "--workers", "1")
+    world.listener.close()
+    assert not world.touched.exists()
+    assert done.status == 0
+
+
 @pytest.mark.parametrize("size", [2**63 - 1, 2**40, 10**8, 0])
 def test_a_codebook_whose_header_claims_to_be_enormous_is_refused(size: int) -> None:
     with pytest.raises(UserError):
@@ -259,9 +274,7 @@ def test_ids_and_names_that_are_paths_are_refused_and_nothing_is_written(
     assert done.status in (1, 2), done.out
     assert "Traceback" not in done.err
     assert control_characters(done.err) == set()
-    assert {path for path in snapshot(world.folder) if not path.startswith(str(world.folder / "tmp/"))} - {
-        str(to)
-    } == before
+    assert set(snapshot(world.folder)) - {str(to)} == before
 
 
 def test_library_calls_refuse_strange_ids_too(finished_root: Path, tmp_path: Path) -> None:
