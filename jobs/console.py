@@ -29,7 +29,9 @@ DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=1))
+    """Print a value for programs; characters that a terminal might obey are escaped."""
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    print("".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text))
 
 
 def plain(text: str) -> str:

@@ -175,15 +175,17 @@ class RayEngine:
         _require_reachable(self._address)
         ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            ray.init(
-                address=self._address or "local",
-                include_dashboard=None if self._address else False,
-                num_cpus=None if self._address else self._num_workers,
-                object_store_memory=None if self._address else _OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                namespace=f"wavemill-{secrets.token_hex(4)}",
-            )
+            # Ray puts the folder it is started in on its workers' sys.path: a data folder may hold a numpy.py
+            with tempfile.TemporaryDirectory(prefix="wavemill-ray-") as empty, contextlib.chdir(empty):
+                ray.init(
+                    address=self._address or "local",
+                    include_dashboard=None if self._address else False,
+                    num_cpus=None if self._address else self._num_workers,
+                    object_store_memory=None if self._address else _OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    namespace=f"wavemill-{secrets.token_hex(4)}",
+                )
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at {self._address}" if self._address else "Ray on this machine"
             raise RunFailed(

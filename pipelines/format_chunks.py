@@ -11,8 +11,9 @@ from typing import Literal
 from .format_bytes import Part
 
 _MAX_CHUNKS = 10_000
-_STREAMED_32 = 0x7FFF_0000  # sizes from here up are what programs write that cannot seek back
-_STREAMED_64 = 1 << 62
+# sizes that programs write which cannot seek back: the most that fits, signed or unsigned, or a little less
+_STREAMED_32 = (range(0x7FFF_0000, 0x8000_0001), range(0xFFFF_0000, 1 << 64))
+_STREAMED_64 = (range(1 << 62, 1 << 64),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,8 @@ def _is_chunk_name(name: bytes) -> bool:
     return re.fullmatch(rb"[A-Za-z_]\w{2}[\w ]", name) is not None
 
 
-def _within(file: Part, found: tuple[int, int] | None, *, streamed: int = _STREAMED_64) -> Promise | None:
-    if found is None or found[1] >= streamed:
+def _within(file: Part, found: tuple[int, int] | None, *, streamed: tuple[range, ...] = _STREAMED_64) -> Promise | None:
+    if found is None or any(found[1] in sizes for sizes in streamed):
         return None
     return Promise(found[1], file.size - found[0])
 

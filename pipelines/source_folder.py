@@ -116,7 +116,7 @@ class _Folder:
         elif is_tar(self.root, relative):
             yield from tar_entries(self.root, relative, skipped)
         elif is_table(self.root, relative):
-            yield from table_entries(self.root, relative)
+            yield from map(_inside, table_entries(self.root, relative))
         else:
             skipped[suffix or "no suffix"] += 1
 
@@ -202,7 +202,7 @@ def _scanned(root: str, path: str, exclude: str) -> list[tuple[str, bool]]:
         if entry.is_dir(follow_symlinks=False):
             if os.path.realpath(entry.path) != os.path.realpath(exclude):
                 names.append((entry.name, True))
-        elif not entry.is_dir():
+        elif not os.path.isdir(entry.path):  # a link to itself is none, where `entry.is_dir()` would raise
             names.append((entry.name, False))
     return names
 
@@ -229,3 +229,11 @@ def _transcripts(root: str, path: str) -> dict[str, str]:
             raise manifest_error(manifest, number, error, "RECORDING TEXT, as LibriSpeech has it.") from error
         texts[name] = text
     return texts
+
+
+def _inside(entry: Entry) -> Entry:
+    """The entry, or its error: a table that happens to lie in a folder may not name files elsewhere on the machine."""
+    if not os.path.isabs(entry.path):
+        return entry
+    message = "a table in this folder names a file outside of it; if that is meant, give the table itself as a source"
+    return replace(entry, error=AudioError("outside-source", message))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ _MAX_CHANNEL = 1_000
 
 # what reading one line of somebody's manifest may raise
 LineErrors = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
+_CREDENTIALS = re.compile(r"(?<=//)[^/]*@")  # never repeated to logs and tables
 
 
 class Mistake(ValueError):
@@ -65,7 +67,8 @@ def path_of(fields: Mapping[str, Any], root: str) -> str:
 def checked_path(path: str) -> str:
     """The path itself. Raises `Mistake` for URLs and commands, which are never fetched or run."""
     if is_elsewhere(path):
-        raise Mistake(f"{path[:200]!r} is a URL or a command; wavemill opens only files, so download it first")
+        said = _CREDENTIALS.sub("...@", path).partition("?")[0][:200]
+        raise Mistake(f"{said!r} is a URL or a command; wavemill opens only files, so download it first")
     if "\0" in path:
         raise Mistake("the path holds a NUL character")
     return path

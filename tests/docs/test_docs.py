@@ -117,7 +117,7 @@ def test_links_between_the_docs_lead_somewhere():
 def test_the_segment_in_the_readme_is_one_of_the_demo_and_can_be_drawn(finished_root: Path, tmp_path: Path):
     line = re.search(r"`(wavemill inspect demo --segment \w+ --png) segment.png`", (REPO / "README.md").read_text())
     assert line is not None
-    assert line[1] in (REPO / "CONTRIBUTING.md").read_text()
+    assert line[1] in (REPO / "Makefile").read_text()
     (tmp_path / "demo").symlink_to(finished_root)  # of the same recordings, under the same names
     _run_line(f"{line[1]} segment.png", tmp_path)
     assert (tmp_path / "segment.png").read_bytes().startswith(b"\x89PNG")

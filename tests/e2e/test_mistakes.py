@@ -98,7 +98,7 @@ def test_a_mistake_gets_this_sentence_and_writes_nothing(
         (
             "matplotlib",
             "inspect {finished} --png {tmp}/use.png",
-            "A picture needs matplotlib: pip install 'wavemill[plots]'",
+            "A picture needs matplotlib: pip install 'wavemill[plots]'.",
         ),
     ],
 )
@@ -131,7 +131,7 @@ def test_a_missing_silero_vad_is_named(samples: Path, tmp_path: Path):
         "sys.modules['silero_vad'] = None\n"
     )
     done = _run_python(hides, "corpus", "build", samples / "speech", "--to", tmp_path / "root", "--vad")
-    assert sentence(done) == "Cutting at pauses needs Silero VAD: pip install 'wavemill[vad]'"
+    assert sentence(done) == "Cutting at pauses needs Silero VAD: pip install 'wavemill[vad]'."
     assert _tree(tmp_path) == []
 
 

@@ -166,7 +166,6 @@ def test_single_segments_are_shown_without_control_characters(outcome: Outcome) 
     assert control_characters(done.out + done.err) == set()
 
 
-@pytest.mark.xfail(strict=True, reason="print_json leaves C1, DEL and bidirectional marks as they are")
 def test_json_for_programs_holds_no_control_characters(outcome: Outcome) -> None:
     done = run(outcome.world, "quarantine", outcome.root, "--json")
     assert len(json.loads(done.out)) > 50

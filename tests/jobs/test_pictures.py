@@ -290,7 +290,7 @@ def test_without_matplotlib_only_pictures_fail_and_say_what_to_install(finished_
     failed = subprocess.run(picture, capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stderr) == (
         2,
-        "Error: A picture needs matplotlib: pip install 'wavemill[plots]'\n",
+        "Error: A picture needs matplotlib: pip install 'wavemill[plots]'.\n",
     )
 
 
