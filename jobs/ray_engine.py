@@ -81,7 +81,7 @@ class RayEngine:
         self._ray: Any = ray
         self._address = address
         self._num_workers = num_workers
-        self._quiet = contextlib.ExitStack()
+        self._cleanup = contextlib.ExitStack()
         self._slots: list[_Slot] = []
         self._work_ref: Any = None
         self._actor_class: Any = None
@@ -90,7 +90,7 @@ class RayEngine:
         ray = self._ray
         if self._address is None:  # a cluster of our own: no more workers than cores, nor than there is work for
             self._num_workers = min(self._num_workers or num_tasks, os.cpu_count() or 1, num_tasks)
-        self._quiet.enter_context(contextlib.redirect_stdout(sys.stderr))  # Ray tells of dead workers on stdout
+        self._cleanup.enter_context(contextlib.redirect_stdout(sys.stderr))  # Ray tells of dead workers on stdout
         self._connect()
         resources = ray.cluster_resources()
         on_gpu = work.device.startswith("cuda")
@@ -168,7 +168,7 @@ class RayEngine:
     def close(self) -> None:
         self._slots = []
         self._ray.shutdown()
-        self._quiet.close()
+        self._cleanup.close()
 
     def _connect(self) -> None:
         ray = self._ray
@@ -176,7 +176,8 @@ class RayEngine:
         ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             # Ray puts the folder it is started in on its workers' sys.path: a data folder may hold a numpy.py
-            with tempfile.TemporaryDirectory(prefix="wavemill-ray-") as empty, contextlib.chdir(empty):
+            empty = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="wavemill-ray-"))
+            with contextlib.chdir(empty):
                 ray.init(
                     address=self._address or "local",
                     include_dashboard=None if self._address else False,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from wavemill.jobs.codebook import FitOptions, fit_codebook
 from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.demo import LEFT_OUT, SAMPLES
@@ -45,21 +46,40 @@ def dev_recordings() -> Path:
 @pytest.fixture(scope="session")
 def fitted_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with the samples' corpus in ten shards and small codebooks, but no streams. Copy it to change it."""
-    path = tmp_path_factory.mktemp("fitted") / "root"
-    root = Root(path)
-    sources = [f"speech={SAMPLES / 'manifest.jsonl'}", f"broken={SAMPLES / 'broken'}"]
-    build_corpus(root, sources, CorpusPolicy(), shard_hours=0.009)
-    fit_codebook(root, "mfcc-kmeans", FitOptions(leave_out_speakers=LEFT_OUT))
-    fit_codebook(root, "mel-rvq", FitOptions(size=64, leave_out_speakers=LEFT_OUT))
-    return path
+
+    def make(path: Path) -> None:
+        root = Root(path)
+        sources = [f"speech={SAMPLES / 'manifest.jsonl'}", f"broken={SAMPLES / 'broken'}"]
+        build_corpus(root, sources, CorpusPolicy(), shard_hours=0.009)
+        fit_codebook(root, "mfcc-kmeans", FitOptions(leave_out_speakers=LEFT_OUT))
+        fit_codebook(root, "mel-rvq", FitOptions(size=64, leave_out_speakers=LEFT_OUT))
+
+    return _made_once(tmp_path_factory, "fitted", make)
 
 
 @pytest.fixture(scope="session")
 def finished_root(fitted_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`fitted_root` with both streams made inline: the undisturbed run. Copy it to change it."""
-    path = tmp_path_factory.mktemp("finished") / "root"
-    shutil.copytree(fitted_root, path)
-    tokenize(Root(path), STREAMS, InlineEngine, TokenizeOptions())
+
+    def make(path: Path) -> None:
+        shutil.copytree(fitted_root, path)
+        tokenize(Root(path), STREAMS, InlineEngine, TokenizeOptions())
+
+    return _made_once(tmp_path_factory, "finished", make)
+
+
+def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A root that the first process of a parallel run makes and the others find."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    path, made = base / name / "root", base / f"{name}.made"
+    with FileLock(base / f"{name}.lock"):
+        if not made.exists():
+            shutil.rmtree(path.parent, ignore_errors=True)  # of a process that was killed
+            path.parent.mkdir()
+            make(path)
+            made.touch()
     return path
 
 

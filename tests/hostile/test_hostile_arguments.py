@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,14 +199,15 @@ def test_a_codebook_that_is_a_pickle_is_refused_and_not_unpickled(
 @pytest.mark.slow
 def test_a_run_on_ray_imports_nothing_from_the_folder_it_is_started_in(tmp_path: Path, fitted_root: Path) -> None:
     """A dataset that somebody is in may hold a numpy.py, as the world's desk does."""
-    world = World.make(tmp_path / "world")
-    (world.source / "good.wav").write_bytes(sound())
-    shutil.copytree(fitted_root / "codebooks", tmp_path / "root" / "codebooks")
-    assert run(world, "corpus", "build", f"x={world.source}", "--to", tmp_path / "root").status == 0
-    done = run(world, "tokenize", tmp_path / "root", "--workers", "1")
-    world.listener.close()
-    assert not world.touched.exists()
-    assert done.status == 0
+    with tempfile.TemporaryDirectory(prefix="wm") as short:  # Ray's sockets have long names below it
+        world = World.make(Path(short) / "w")
+        (world.source / "good.wav").write_bytes(sound())
+        shutil.copytree(fitted_root / "codebooks", tmp_path / "root" / "codebooks")
+        assert run(world, "corpus", "build", f"x={world.source}", "--to", tmp_path / "root").status == 0
+        done = run(world, "tokenize", tmp_path / "root", "--workers", "1")
+        world.listener.close()
+        assert done.status == 0, done.err
+        assert not world.touched.exists()
 
 
 @pytest.mark.parametrize("size", [2**63 - 1, 2**40, 10**8, 0])

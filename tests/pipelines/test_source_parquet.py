@@ -136,6 +136,8 @@ def test_rows_with_bytes_a_path_both_or_neither(tmp_path: Path, statistics: bool
     ]
     assert members(path) == expected
     assert [entry.speaker for entry in listed(path) if entry.error is None] == ["0", "1", "2", "5", "7"]
+    # in a folder, a table is not the list that somebody gave: it names nothing outside
+    expected[5] = ("/far/y.wav", "", "outside-source")
     inside = [(f"t/{p}" if p in (name, "sub/x.wav") else p, member, error) for p, member, error in expected]
     assert members(tmp_path) == inside
 
