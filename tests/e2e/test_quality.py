@@ -69,6 +69,7 @@ def test_each_codebook_brings_unseen_synthetic_speakers_closer(samples: Path, fi
     assert scores[-1] >= 0.80
 
 
+@pytest.mark.slow
 def test_each_codebook_brings_unseen_people_closer_up_to_a_stoi_of_080(dev_recordings: Path):
     with (dev_recordings / "MANIFEST.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["kind"] == "ordinary"]

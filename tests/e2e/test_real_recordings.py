@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import pytest
 from torch.utils.data import DataLoader
 from wavemill.storage.dataset import TokenDataset, collate
 
 
+@pytest.mark.slow
 def test_the_real_clips_build_tokenize_on_ray_verify_and_read_back(
     wavemill: Callable[..., CompletedProcess[str]], dev_recordings: Path, tmp_path: Path
 ):

@@ -33,7 +33,7 @@ from wavemill.pipelines.error_classes import ERROR_CLASSES
 from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.storage.root import Root
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]  # `make test-hostile`
 OFFERS = dict(offers_by_folder([*FILES, *NAMES_AND_KINDS, *CONTAINERS]))
 MOST_BYTES = 2_000_000_000  # of any one process; torch and the libraries alone take 700 MB
 

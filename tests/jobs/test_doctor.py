@@ -67,6 +67,7 @@ def test_json_is_a_list_of_checks_and_a_failure_is_the_exit_status(wavemill: Wav
     assert (tmp_path / "file").read_text() == "no folder"
 
 
+@pytest.mark.slow
 def test_ray_is_started_and_stopped_when_asked_to(wavemill: Wavemill):
     done = wavemill("doctor", "--ray", "--json")
     assert done.returncode == 0, done.stderr

@@ -270,6 +270,7 @@ def test_a_stream_that_never_ends_is_stopped():
         find_segments(pieces(), sample_rate=16_000, start_sample=0, num_samples=160_000, policy=LOUD)
 
 
+@pytest.mark.slow
 def test_ten_hours_are_analysed_in_bounded_memory():
     rate, num_seconds = 4_000, 36_000
     second_N = noise(60 * rate)
