@@ -11,6 +11,7 @@ import torch
 from ..pipelines.named import require_named
 from ..pipelines.sample import sample_frames
 from ..pipelines.tokenize import CODEBOOKS, Work
+from ..storage.codes import open_corpus
 from ..storage.root import Root
 from ..storage.schema import require_stream_name
 from ..tokenizers.codebook import Codebook
@@ -18,7 +19,6 @@ from ..tokenizers.fit import MIN_FRAMES_PER_CENTROID, faiss_version, fit_residua
 from ..tokenizers.numerics import use_one_thread
 from ..tokenizers.spec import UserError
 from ..tokenizers.tokenizer import features_fingerprint, load_features
-from .tokenize import open_corpus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

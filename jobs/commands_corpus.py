@@ -150,9 +150,9 @@ def corpus_kinds(json_: JsonOption = False) -> None:
 def corpus_show(root: RootArgument, json_: JsonOption = False) -> None:
     """Show what a corpus holds."""
     from ..pipelines.inspection import describe_corpus
+    from ..storage.codes import open_corpus
     from ..storage.root import Root
     from .show import show_corpus
-    from .tokenize import open_corpus
 
     place = Root(root)
     described = describe_corpus(place, open_corpus(place))

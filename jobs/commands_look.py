@@ -27,9 +27,9 @@ def inspect(
     _require_picture(png)
     from ..pipelines.inspection import describe_corpus, describe_streams
     from ..pipelines.named import require_named
+    from ..storage.codes import open_corpus
     from ..storage.root import Root
     from .show import show_dataset
-    from .tokenize import open_corpus
 
     place = Root(root)
     corpus = open_corpus(place)
@@ -61,9 +61,9 @@ def quarantine(
     """List the segments that have an error instead of codes, and why."""
     from ..pipelines.error_classes import ERROR_CLASSES
     from ..pipelines.quarantine import quarantined
+    from ..storage.codes import open_corpus
     from ..storage.root import Root
     from .show import show_quarantine
-    from .tokenize import open_corpus
 
     if kind is not None and kind not in ERROR_CLASSES:
         raise UserError(
@@ -98,9 +98,9 @@ def phones(
     """Measure how well units and phones agree: PNMI, phone purity, cluster purity (as HuBERT does), and by chance."""
     _require_picture(png)
     from ..pipelines.phones import count_phones, describe_phones, read_label_file
+    from ..storage.codes import open_corpus
     from ..storage.root import Root
     from .show import show_phones
-    from .tokenize import open_corpus
 
     place = Root(root)
     corpus = open_corpus(place)

@@ -71,8 +71,8 @@ def decode(
 ) -> None:
     """Write the sound that acoustic tokens stand for."""
     from ..pipelines.listen import decode_segments
+    from ..storage.codes import open_corpus
     from ..storage.root import Root
-    from .tokenize import open_corpus
 
     place = Root(root)
     written = []
@@ -103,9 +103,9 @@ def verify(
     """Read everything back with checksums, compare streams with the corpus row by row, tokenize a sample again."""
     from ..pipelines.named import require_named
     from ..pipelines.verify import verify as check
+    from ..storage.codes import open_corpus
     from ..storage.root import Root
     from .progress import Progress
-    from .tokenize import open_corpus
 
     place = Root(root)
     corpus = open_corpus(place)
@@ -145,13 +145,11 @@ def export(
     json_: JsonOption = False,
 ) -> None:
     """Write plain tars of a pinned snapshot."""
-    from ..pipelines.corpus import CORPUS
-    from ..storage.codes import list_streams, open_stream
+    from ..storage.codes import CORPUS, list_streams, open_corpus, open_stream
     from ..storage.root import Root
     from ..storage.schema import require_stream_name
     from ..storage.table import read_snapshot
     from .stages import export_stage
-    from .tokenize import open_corpus
 
     if format != "webdataset":
         raise UserError(f"--format {format!r} is unknown; there is: webdataset.")

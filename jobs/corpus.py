@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..pipelines.audio import Limits
-from ..pipelines.corpus import CORPUS, BuildCounts, Known, new_rows, shards
+from ..pipelines.corpus import BuildCounts, Known, new_rows, shards
 from ..pipelines.decoder import DecoderSettings
 from ..pipelines.entries import Source
 from ..pipelines.policy import CorpusPolicy
@@ -16,6 +16,7 @@ from ..pipelines.reading import SEPARATORS
 from ..pipelines.segments import Row
 from ..pipelines.sources import open_source
 from ..pipelines.vad import require_vad_model, vad_model
+from ..storage.codes import CORPUS
 from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
 from ..storage.table import Receipt, Snapshot, TableWriter, create_table, read_snapshot, write_shard

@@ -13,7 +13,7 @@ from ..pipelines.listen import decode_segments
 from ..pipelines.reading import Row, open_reader
 from ..pipelines.tokenize import StreamConfig, open_stream_tokenizer
 from ..pipelines.verify import verify
-from ..storage.codes import open_stream
+from ..storage.codes import open_corpus, open_stream
 from ..storage.dataset import TokenDataset, collate
 from ..storage.parquet import read_parquet
 from ..storage.root import Root
@@ -26,7 +26,7 @@ from .corpus import build_corpus
 from .engine import Engine, InlineEngine
 from .progress import Progress
 from .show import show_dataset
-from .tokenize import TokenizeOptions, open_corpus, tokenize
+from .tokenize import TokenizeOptions, tokenize
 
 SAMPLES = Path(__file__).parent / "samples"
 LEFT_OUT = frozenset({"de_frieda", "en_grace", "es_mateo"})  # not in the fit: what the decoded sound is judged on

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..pipelines.decoder import DecoderSettings
 from ..pipelines.tokenize import CODEBOOKS, StreamConfig
-from ..storage.codes import open_stream
+from ..storage.codes import open_corpus, open_stream
 from ..storage.root import Root
 from ..storage.table import Snapshot, read_snapshot
 from ..tokenizers.codebook import Codebook as FittedCodebook
@@ -29,7 +29,7 @@ from .stages import (
     tokenize_figures,
     tokenize_stage,
 )
-from .tokenize import TokenizeOptions, open_corpus
+from .tokenize import TokenizeOptions
 
 
 def run_recipe(recipe: Recipe) -> dict[str, Any]:

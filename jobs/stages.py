@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 
 from ..pipelines.audio import Limits
-from ..pipelines.corpus import CORPUS
 from ..pipelines.decoder import DecoderSettings
 from ..pipelines.export import export_webdataset
 from ..pipelines.policy import CorpusPolicy
 from ..pipelines.tokenize import StreamConfig
+from ..storage.codes import CORPUS
 from ..storage.root import Root
 from ..storage.table import Snapshot
 from ..tokenizers.fit import MIN_FRAMES_PER_CENTROID

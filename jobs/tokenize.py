@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..pipelines.corpus import CORPUS
 from ..pipelines.decoder import DecoderSettings
 from ..pipelines.named import require_named
 from ..pipelines.tokenize import (
@@ -25,11 +24,12 @@ from ..pipelines.tokenize import (
     require_same_corpus,
     require_same_fingerprint,
 )
+from ..storage.codes import open_corpus
 from ..storage.failpoints import failpoint
 from ..storage.root import Root
 from ..storage.schema import stream_schema
 from ..storage.table import Snapshot, TableWriter, create_table, read_snapshot
-from ..tokenizers.spec import RunFailed, StreamSpec, UserError
+from ..tokenizers.spec import RunFailed, StreamSpec
 from ..tokenizers.tokenizer import fingerprint_hash
 from .engine import Engine
 
@@ -236,16 +236,6 @@ def _require_complete(name: str, stream: Snapshot, corpus: Snapshot) -> None:
 
 
 _NO_TABLE = Snapshot("", "", -1, "", {}, {})
-
-
-def open_corpus(root: Root) -> Snapshot:
-    """The newest corpus snapshot. Raises `UserError` if there is none, or nothing in it."""
-    corpus = read_snapshot(root, CORPUS)
-    if corpus is None:
-        raise UserError(f"There is no corpus in {root}. Build one first: wavemill corpus build YOUR_FOLDER --to {root}")
-    if not corpus.files:
-        raise UserError(f"The corpus in {root} is empty. Add recordings: wavemill corpus build YOUR_FOLDER --to {root}")
-    return corpus
 
 
 def stream_metadata(

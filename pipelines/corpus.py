@@ -21,7 +21,6 @@ from .policy import CorpusPolicy
 from .segments import Finding, KnownRecording, Prober, Row, segment_rows
 from .source_paths import plain_path
 
-CORPUS = "corpus"
 _MAX_SHARD_SEGMENTS = 20_000
 _PROBES_AHEAD = 256
 

@@ -12,6 +12,8 @@ from .root import Root
 from .schema import code_columns, require_stream_name, stream_schema
 from .table import Snapshot, read_snapshot
 
+CORPUS = "corpus"
+
 
 @dataclass(frozen=True, slots=True)
 class ShardCodes:
@@ -40,6 +42,16 @@ def stream_spec(snapshot: Snapshot) -> StreamSpec:
 
 def list_streams(root: Root) -> list[str]:
     return [name for name in root.list("streams") if root.exists(f"streams/{name}/_delta_log")]
+
+
+def open_corpus(root: Root) -> Snapshot:
+    """The newest corpus snapshot. Raises `UserError` if there is none, or nothing in it."""
+    corpus = read_snapshot(root, CORPUS)
+    if corpus is None:
+        raise UserError(f"There is no corpus in {root}. Build one first: wavemill corpus build YOUR_FOLDER --to {root}")
+    if not corpus.files:
+        raise UserError(f"The corpus in {root} is empty. Add recordings: wavemill corpus build YOUR_FOLDER --to {root}")
+    return corpus
 
 
 def open_stream(root: Root, name: str, *, version: int | None = None) -> Snapshot:

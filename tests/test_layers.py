@@ -87,3 +87,12 @@ def test_help_imports_no_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_looking_at_a_dataset_imports_no_torch_and_no_ray():
+    code = (
+        "import sys, wavemill.storage.codes, wavemill.pipelines.inspection, wavemill.pipelines.quarantine, "
+        "wavemill.jobs.show; print([name for name in ('torch', 'ray', 'faiss', 'av') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -15,9 +15,9 @@ from conftest import STREAMS
 from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.engine import InlineEngine
 from wavemill.jobs.ray_engine import RayEngine
-from wavemill.jobs.tokenize import TokenizeOptions, open_corpus, tokenize
+from wavemill.jobs.tokenize import TokenizeOptions, tokenize
 from wavemill.pipelines.policy import CorpusPolicy
-from wavemill.storage.codes import open_stream, read_codes
+from wavemill.storage.codes import open_corpus, open_stream, read_codes
 from wavemill.storage.root import Root
 from wavemill.tokenizers.spec import UserError
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hostile_tools import World
-from wavemill.jobs.tokenize import open_corpus
-from wavemill.storage.codes import list_streams, open_stream, read_codes
+from wavemill.storage.codes import list_streams, open_corpus, open_stream, read_codes
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA

@@ -276,9 +276,9 @@ def test_ids_and_names_that_are_paths_are_refused_and_nothing_is_written(
 
 
 def test_library_calls_refuse_strange_ids_too(finished_root: Path, tmp_path: Path) -> None:
-    from wavemill.jobs.tokenize import open_corpus
     from wavemill.pipelines.closeup import read_segment
     from wavemill.pipelines.listen import decode_segments
+    from wavemill.storage.codes import open_corpus
 
     root = Root(finished_root)
     corpus = open_corpus(root)

@@ -17,10 +17,10 @@ import soundfile
 from wavemill.jobs.canvas import hues, picture_text, require_picture
 from wavemill.jobs.charts import draw_phones, draw_use
 from wavemill.jobs.pictures import draw_segment
-from wavemill.jobs.tokenize import open_corpus
 from wavemill.pipelines.closeup import Segment, StreamCodes, read_segment, read_sound
 from wavemill.pipelines.inspection import corpus_durations, describe_corpus, describe_streams, stream_usage
 from wavemill.pipelines.phones import PhoneCounts, describe_phones
+from wavemill.storage.codes import open_corpus
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA
 from wavemill.tokenizers.spec import FrameRule, StreamSpec, UserError

@@ -19,13 +19,13 @@ from conftest import STREAMS
 from numpy.typing import NDArray
 from torch import Tensor
 from wavemill.jobs.corpus import build_corpus
-from wavemill.jobs.tokenize import open_corpus
 from wavemill.pipelines.audio import Span
 from wavemill.pipelines.entries import AudioError
 from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.pipelines.reading import Reader, Row
 from wavemill.pipelines.source_paths import is_audio
 from wavemill.pipelines.tokenize import Encoded, encode_rows, load_stream_tokenizer
+from wavemill.storage.codes import open_corpus
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 from wavemill.jobs.corpus import BuildResult, build_corpus
-from wavemill.jobs.tokenize import open_corpus
 from wavemill.pipelines.policy import CorpusPolicy
+from wavemill.storage.codes import open_corpus
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA, segment_id

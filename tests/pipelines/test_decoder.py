@@ -17,7 +17,7 @@ from conftest import SAMPLES, STREAMS
 from numpy.typing import NDArray
 from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.engine import InlineEngine
-from wavemill.jobs.tokenize import TokenizeOptions, open_corpus, tokenize
+from wavemill.jobs.tokenize import TokenizeOptions, tokenize
 from wavemill.pipelines import audio
 from wavemill.pipelines.audio import Limits, Probe, Span
 from wavemill.pipelines.decoder import Decoder, DecoderSettings
@@ -25,7 +25,7 @@ from wavemill.pipelines.entries import AudioError
 from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.pipelines.quarantine import quarantined
 from wavemill.pipelines.recordings import Opener, Place
-from wavemill.storage.codes import open_stream, read_codes
+from wavemill.storage.codes import open_corpus, open_stream, read_codes
 from wavemill.storage.root import Root
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))

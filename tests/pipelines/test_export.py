@@ -15,10 +15,10 @@ import webdataset
 from conftest import STREAMS
 from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.engine import InlineEngine
-from wavemill.jobs.tokenize import TokenizeOptions, open_corpus, tokenize
+from wavemill.jobs.tokenize import TokenizeOptions, tokenize
 from wavemill.pipelines.export import export_webdataset
 from wavemill.pipelines.policy import CorpusPolicy
-from wavemill.storage.codes import open_stream, read_codes, stream_spec
+from wavemill.storage.codes import open_corpus, open_stream, read_codes, stream_spec
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA, stream_schema

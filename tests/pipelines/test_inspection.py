@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from wavemill.jobs.corpus import build_corpus
-from wavemill.jobs.tokenize import open_corpus
 from wavemill.pipelines.inspection import describe_corpus, describe_streams
 from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.pipelines.quarantine import quarantined
+from wavemill.storage.codes import open_corpus
 from wavemill.storage.root import Root
 
 FRAMES_PER_SECOND = 50

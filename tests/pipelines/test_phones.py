@@ -17,7 +17,7 @@ import pytest
 from wavemill.jobs.codebook import FitOptions, fit_codebook
 from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.engine import InlineEngine
-from wavemill.jobs.tokenize import TokenizeOptions, open_corpus, tokenize
+from wavemill.jobs.tokenize import TokenizeOptions, tokenize
 from wavemill.pipelines.phones import (
     agreement,
     count_phones,
@@ -28,6 +28,7 @@ from wavemill.pipelines.phones import (
 )
 from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.pipelines.tokenize import StreamConfig
+from wavemill.storage.codes import open_corpus
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA, code_columns, stream_schema
 from wavemill.storage.table import TableWriter, create_table, write_shard

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torchaudio.models import ConvTasNet
 from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.engine import InlineEngine
-from wavemill.jobs.tokenize import TokenizeOptions, open_corpus, tokenize
+from wavemill.jobs.tokenize import TokenizeOptions, tokenize
 from wavemill.pipelines.entries import AudioError
 from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.pipelines.reading import Reader, load_separator
 from wavemill.pipelines.verify import verify
+from wavemill.storage.codes import open_corpus
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA

@@ -8,10 +8,10 @@ import pytest
 import torch
 from audio_at import read_rows
 from wavemill.jobs.corpus import build_corpus
-from wavemill.jobs.tokenize import open_corpus
 from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.pipelines.sample import Sample, sample_frames
 from wavemill.pipelines.tokenize import Work
+from wavemill.storage.codes import open_corpus
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA

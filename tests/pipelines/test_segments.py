@@ -10,9 +10,9 @@ import soundfile
 import torch
 from audio_at import read_rows
 from wavemill.jobs.corpus import BuildResult, SourceArgument, build_corpus
-from wavemill.jobs.tokenize import open_corpus
 from wavemill.pipelines.audio import Limits
 from wavemill.pipelines.policy import CorpusPolicy, Filters, Transforms, VadPolicy
+from wavemill.storage.codes import open_corpus
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from wavemill.jobs.corpus import build_corpus
-from wavemill.jobs.tokenize import open_corpus
 from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.pipelines.sources import SOURCE_KINDS, kind_of
+from wavemill.storage.codes import open_corpus
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA

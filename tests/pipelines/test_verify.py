@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.engine import InlineEngine
-from wavemill.jobs.tokenize import TokenizeOptions, open_corpus, tokenize
+from wavemill.jobs.tokenize import TokenizeOptions, tokenize
 from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.pipelines.verify import Verdict, verify
-from wavemill.storage.codes import open_stream, stream_folder, stream_spec
+from wavemill.storage.codes import open_corpus, open_stream, stream_folder, stream_spec
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA, stream_schema
