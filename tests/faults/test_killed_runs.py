@@ -130,6 +130,7 @@ def test_a_driver_killed_on_ray_leaves_no_worker_and_is_finished_by_the_same_com
     assert committed(root) == committed(finished_root)
 
 
+@pytest.mark.slow
 def test_a_shard_whose_workers_keep_dying_is_named_and_a_later_run_does_it(
     fitted_root: Path, samples: Path, tmp_path: Path
 ):

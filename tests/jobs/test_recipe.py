@@ -413,6 +413,7 @@ def test_check_says_what_a_run_would_do_and_writes_nothing(wavemill_here: Wavemi
     assert "plain of semantic, acoustic was exported from versions corpus" in steps
 
 
+@pytest.mark.slow
 def test_flags_stand_above_the_recipe_and_the_recipe_above_the_environment(
     wavemill_here: Wavemill, wavemill: Wavemill, project: Path, samples: Path
 ):
