@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 
 _SCRIPT = """
@@ -50,6 +51,7 @@ reader.close()
 """
 
 
+@pytest.mark.slow
 def test_an_hour_is_read_and_encoded_in_bounded_memory(tmp_path: Path) -> None:
     """Windows of an hour need one window's memory; the hour as one segment needs a few times its waveform (230 MB)."""
     path = tmp_path / "hour.flac"

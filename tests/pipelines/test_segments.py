@@ -190,6 +190,7 @@ def test_loudness_is_brought_to_the_target_by_one_gain(folder: Path, tmp_path: P
         assert float(torchaudio.functional.loudness(waveforms[RATE][None], RATE)) == pytest.approx(-30, abs=0.2)
 
 
+@pytest.mark.slow
 def test_entries_of_one_recording_without_a_length_count_it_once(folder: Path, tmp_path: Path) -> None:
     """A WebM says no length: counting it for each of many manifest lines would take for ever."""
     import av

@@ -150,6 +150,7 @@ def test_a_column_of_texts_may_have_any_name(write: Write) -> None:
     assert [entry.text for entry in listed(path, text_column="raw")] == ["right"]
 
 
+@pytest.mark.slow
 def test_a_long_manifest_takes_little_memory(write: Write) -> None:
     row = "folder/some_recording_with_a_long_name.wav,a transcript of some length that nobody reads,anna\n"
     path = write("list.csv", "path,text,speaker\n" + row * 60_000)

@@ -224,6 +224,7 @@ def test_a_thousand_long_names_in_a_row_do_not_exhaust_the_stack(tmp_path: Path)
     assert error == "truncated"
 
 
+@pytest.mark.slow
 def test_listing_a_large_tar_takes_little_memory(tmp_path: Path) -> None:
     import tracemalloc
 
