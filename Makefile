@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/ready
 
-.PHONY: help setup demo test test-all test-kill test-hostile lint bench-main pictures docs samples clean
+.PHONY: help setup demo test test-all test-kill test-hostile test-published oracles lint bench-main pictures docs samples clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (PyTorch is large: one to five minutes) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group dev -e '.[cpu,plots,vad]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group dev -e '.[cpu,models,plots,vad]'
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## tokenize the speech that ships with wavemill, read it back, play it back (dataset in demo/)
@@ -32,6 +32,9 @@ test-kill: $(STAMP)  ## kill -9 at 20 random times of runs of a minute, on Ray
 
 test-hostile: $(STAMP)  ## offer wavemill everything hostile that we know of, the bombs too
 	@$(BIN)/python -m pytest -m 'slow or not slow' tests/hostile
+
+test-published: $(STAMP)  ## tokenizers at published sizes, and against the original implementations where `make oracles` ran
+	@$(BIN)/python -m pytest -m 'published or oracles' --timeout 3600 -s tests/tokenizers tests/contract
 
 lint: $(STAMP)  ## ruff, basedpyright and the layer test
 	@$(BIN)/ruff check .

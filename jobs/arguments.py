@@ -13,6 +13,7 @@ def parse_streams(arguments: list[str] | None) -> list["StreamConfig"]:
     """Streams from NAME=TOKENIZER[:CODEBOOK]; both baselines if none are named."""
     from ..pipelines.tokenize import StreamConfig
     from ..storage.schema import require_stream_name
+    from ..tokenizers.tokenizer import TokenizerConfig
 
     streams = []
     for argument in arguments or ["semantic=mfcc-kmeans", "acoustic=mel-rvq"]:
@@ -21,7 +22,9 @@ def parse_streams(arguments: list[str] | None) -> list["StreamConfig"]:
         if not equals or not tokenizer:
             raise UserError(f"--stream {argument!r}: expected NAME=TOKENIZER or NAME=TOKENIZER:CODEBOOK.")
         require_stream_name(name)
-        streams.append(StreamConfig(name=name, tokenizer=tokenizer, codebook=codebook or tokenizer))
+        streams.append(
+            StreamConfig(name=name, tokenizer=TokenizerConfig(tokenizer=tokenizer), codebook=codebook or None)
+        )
     names = [stream.name for stream in streams]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

@@ -17,8 +17,9 @@ from ..storage.schema import require_stream_name
 from ..tokenizers.codebook import Codebook
 from ..tokenizers.fit import MIN_FRAMES_PER_CENTROID, faiss_version, fit_residual
 from ..tokenizers.numerics import use_one_thread
+from ..tokenizers.registry import load_features
 from ..tokenizers.spec import UserError
-from ..tokenizers.tokenizer import features_fingerprint, load_features
+from ..tokenizers.tokenizer import TokenizerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,7 @@ class FitOptions:
 
 def fit_codebook(
     root: Root,
-    tokenizer: str,
+    config: TokenizerConfig,
     options: FitOptions,
     *,
     on_segment: Callable[[float, bool], None] = lambda duration_s, failed: None,
@@ -46,8 +47,8 @@ def fit_codebook(
 ) -> dict[str, Any]:
     """Sample, fit, write `codebooks/<name>.safetensors`; the header it got. Raises `UserError` before it samples."""
     version = faiss_version()
-    features = load_features(tokenizer, device=options.device)
-    name = options.name or tokenizer
+    features = load_features(config, device=options.device)
+    name = options.name or config.tokenizer
     require_stream_name(name)
     corpus = open_corpus(root)
     require_named(root, corpus, "source", dict(options.source_roots), flag="--source")
@@ -58,8 +59,8 @@ def fit_codebook(
             f"There is a codebook {name!r} in {root} already. Give the new one another --name, or --replace the old "
             "one (streams made with it will refuse the new one)."
         )
-    size = options.size or features.default_codebook_size
-    num_codebooks = options.num_codebooks or features.default_num_codebooks
+    size = options.size or features.spec.codebook_size
+    num_codebooks = options.num_codebooks or features.spec.num_codebooks
     root.require_writable()
     use_one_thread()
     started = time.monotonic()
@@ -88,8 +89,8 @@ def fit_codebook(
     )
     variance = float(((sample.frames_ND - sample.frames_ND.mean(axis=0)) ** 2).sum(axis=1).mean())
     header = {
-        "tokenizer": tokenizer,
-        "features": features_fingerprint(features),
+        "tokenizer": config.tokenizer,
+        **features.fingerprint,
         "num_codebooks": num_codebooks,
         "size": size,
         "dim": features.dim,

@@ -178,6 +178,7 @@ def codebook_fit(
 ) -> None:
     """Fit a tokenizer's codebook on a sample of the corpus, by FAISS k-means (residual k-means for mel-rvq)."""
     from ..storage.root import Root
+    from ..tokenizers.tokenizer import TokenizerConfig
     from .codebook import FitOptions
     from .stages import fit_stage
 
@@ -193,6 +194,6 @@ def codebook_fit(
         device=device,
         source_roots=tuple(parse_moved(source).items()),
     )
-    header = fit_stage(Root(root), tokenizer, options)
+    header = fit_stage(Root(root), TokenizerConfig(tokenizer=tokenizer), options)
     if json_:
         print_json(header)

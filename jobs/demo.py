@@ -21,6 +21,7 @@ from ..storage.schema import CORPUS_SCHEMA
 from ..storage.table import Snapshot
 from ..tokenizers.mel import MelFeatures
 from ..tokenizers.spec import RunFailed, UserError
+from ..tokenizers.tokenizer import TokenizerConfig
 from .codebook import FitOptions, fit_codebook
 from .corpus import build_corpus
 from .engine import Engine, InlineEngine
@@ -58,14 +59,16 @@ def run_demo(to: str, *, engine: str) -> None:
         with Progress(f"sampling for {name}") as progress:
             header = fit_codebook(
                 root,
-                name,
+                TokenizerConfig(tokenizer=name),
                 FitOptions(size=size, leave_out_speakers=LEFT_OUT),
                 on_segment=lambda audio_s, failed, to=progress: to.advance(segments=1, audio_s=audio_s, errors=failed),
             )
         console.print(f"{name}: {header['num_codebooks']} x {header['size']} centroids, {header['fit_s']} s")
 
     console.rule(f"3. tokenize: semantic and acoustic tokens ({engine})")
-    streams = [StreamConfig(name=name, tokenizer=tokenizer, codebook=tokenizer) for name, tokenizer in _STREAMS.items()]
+    streams = [
+        StreamConfig(name=name, tokenizer=TokenizerConfig(tokenizer=tokenizer)) for name, tokenizer in _STREAMS.items()
+    ]
     with Progress("tokenize") as progress:
         summary = tokenize(
             root,
@@ -144,10 +147,10 @@ def _distances(root: Root, corpus: Snapshot, rows: list[Row]) -> dict[int, float
     tokenizer = open_stream_tokenizer(root, "acoustic", open_stream(root, "acoustic"), corpus)
     totals: dict[int, float] = dict.fromkeys((1, 2, 4, 8), 0.0)
     with open_reader(root, corpus.metadata) as reader:
-        heard = list(reader.read(rows, [features.sample_rate]))
+        heard = list(reader.read(rows, [features.spec.sample_rate]))
     for waveforms in heard:
         assert not isinstance(waveforms, AudioError), "they were tokenized"
-        original_N = waveforms[features.sample_rate]
+        original_N = waveforms[features.spec.sample_rate]
         codes_KT = tokenizer.encode(original_N)
         for num_codebooks in totals:
             decoded_N = tokenizer.decode(codes_KT[:num_codebooks])[: original_N.shape[0]]

@@ -11,8 +11,9 @@ from ..storage.root import Root
 from ..storage.table import Snapshot, read_snapshot
 from ..tokenizers.codebook import Codebook as FittedCodebook
 from ..tokenizers.fit import faiss_version
+from ..tokenizers.registry import describe
 from ..tokenizers.spec import UserError
-from ..tokenizers.tokenizer import load_features
+from ..tokenizers.tokenizer import TokenizerConfig
 from .arguments import parse_bytes, require_device
 from .codebook import FitOptions
 from .console import plain, say
@@ -61,7 +62,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     )
     say(f"[2/{steps}] codebooks: {', '.join(each.codebook_name for each in recipe.codebooks) or 'none'}")
     codebooks = [_fit(root, codebook, device=recipe.tokenize.device) for codebook in recipe.codebooks]
-    say(f"[3/{steps}] tokenize: {', '.join(f'{each.name}={each.tokenizer}' for each in _streams(recipe))}")
+    say(f"[3/{steps}] tokenize: {', '.join(f'{each.name}={each.tokenizer.tokenizer}' for each in _streams(recipe))}")
     asked = recipe.tokenize
     summary = tokenize_stage(
         root,
@@ -101,7 +102,7 @@ def require_ready(recipe: Recipe, root: Root) -> None:
     if separate is not None and not os.path.isfile(separate):
         raise UserError(f"corpus.separate: there is no file {plain(separate)!r}.")
     for codebook in recipe.codebooks:
-        load_features(codebook.tokenizer)
+        describe(TokenizerConfig(tokenizer=codebook.tokenizer))
         header = _fitted(root, codebook.codebook_name)
         if header is None:
             faiss_version()
@@ -109,7 +110,7 @@ def require_ready(recipe: Recipe, root: Root) -> None:
             _require_same_fit(root, codebook, header)
     fitted = {codebook.codebook_name: codebook.tokenizer for codebook in recipe.codebooks}
     for name, stream in recipe.streams.items():
-        load_features(stream.tokenizer)
+        describe(TokenizerConfig(tokenizer=stream.tokenizer))
         book = stream.codebook_name
         header = None if book in fitted else _fitted(root, book)
         if book not in fitted and header is None:
@@ -141,7 +142,7 @@ def plan(recipe: Recipe) -> list[str]:
         snapshot = read_snapshot(root, stream.folder)
         done = len(snapshot.files) if snapshot else 0
         of = f"; {done:,} of {len(corpus.files):,} shards are done" if corpus else ""
-        lines.append(f"stream {stream.name}: {stream.tokenizer} with codebook {stream.codebook}{of}")
+        lines.append(f"stream {stream.name}: {stream.tokenizer.tokenizer} with codebook {stream.codebook_name}{of}")
     asked = recipe.tokenize
     where = f"Ray at {asked.address}" if asked.address and asked.engine == "ray" else f"engine {asked.engine}"
     lines.append(
@@ -157,7 +158,7 @@ def plan(recipe: Recipe) -> list[str]:
 
 def _streams(recipe: Recipe) -> list[StreamConfig]:
     return [
-        StreamConfig(name=name, tokenizer=stream.tokenizer, codebook=stream.codebook_name)
+        StreamConfig(name=name, tokenizer=TokenizerConfig(tokenizer=stream.tokenizer), codebook=stream.codebook_name)
         for name, stream in recipe.streams.items()
     ]
 
@@ -208,7 +209,7 @@ def _fit(root: Root, codebook: Codebook, *, device: str) -> dict[str, Any]:
         leave_out_speakers=frozenset(codebook.leave_out_speakers),
         device=device,
     )
-    return {**fit_stage(root, codebook.tokenizer, options), "fitted": True}
+    return {**fit_stage(root, TokenizerConfig(tokenizer=codebook.tokenizer), options), "fitted": True}
 
 
 def _kept(header: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from ..storage.root import Root
 from ..storage.table import Snapshot
 from ..tokenizers.fit import MIN_FRAMES_PER_CENTROID
 from ..tokenizers.spec import UserError, did_you_mean
+from ..tokenizers.tokenizer import TokenizerConfig
 from .codebook import FitOptions, fit_codebook
 from .console import plain, say
 from .corpus import BuildResult, SourceArgument, build_corpus
@@ -98,12 +99,12 @@ def build_figures(result: BuildResult) -> dict[str, Any]:
     return figures | {"left_out": dict(result.counts.left_out), "skipped": result.skipped}
 
 
-def fit_stage(root: Root, tokenizer: str, options: FitOptions) -> dict[str, Any]:
+def fit_stage(root: Root, config: TokenizerConfig, options: FitOptions) -> dict[str, Any]:
     """Fit a codebook on a sample of the corpus of `root`; its header."""
-    with Progress(f"sampling for {tokenizer}") as progress:
+    with Progress(f"sampling for {config.tokenizer}") as progress:
         header = fit_codebook(
             root,
-            tokenizer,
+            config,
             options,
             on_segment=lambda duration_s, failed: progress.advance(segments=1, audio_s=duration_s, errors=failed),
             on_stage=lambda stage: say(f"fitted codebook {stage}"),

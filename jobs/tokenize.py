@@ -6,7 +6,7 @@ The tables say what is done: a shard whose file a stream's table names. So runni
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..pipelines.decoder import DecoderSettings
@@ -18,9 +18,9 @@ from ..pipelines.tokenize import (
     StreamMismatch,
     Work,
     WorkerAbout,
+    describe_stream,
     first_difference,
     full_fingerprint,
-    load_stream_tokenizer,
     require_same_corpus,
     require_same_fingerprint,
 )
@@ -91,11 +91,11 @@ def tokenize(
     snapshots = {stream.name: read_snapshot(root, stream.folder) for stream in streams}
     fingerprints = {}
     for stream in streams:
-        tokenizer = load_stream_tokenizer(root, stream, device="cpu")
-        fingerprints[stream.name] = tokenizer.fingerprint
+        described = describe_stream(root, stream)
+        fingerprints[stream.name] = described.fingerprint
         if (snapshot := snapshots[stream.name]) is not None:
             require_same_corpus(root, stream.name, snapshot, corpus)
-            require_same_fingerprint(root, stream.name, snapshot, full_fingerprint(tokenizer.fingerprint, corpus))
+            require_same_fingerprint(root, stream.name, snapshot, full_fingerprint(described.fingerprint, corpus))
     tasks = _tasks(corpus, streams, snapshots)
     on_start(sum(corpus.files[task.shard].num_rows for task in tasks))
     summary = Summary()
@@ -247,7 +247,8 @@ def stream_metadata(
         "kind": "stream",
         "corpus": corpus.table_id,
         "spec": spec.to_json(),
-        "codebook": stream.codebook,
+        "tokenizer": asdict(stream.tokenizer),
+        "codebook": stream.codebook_name,
         "fingerprint": parts,
         "fingerprint_hash": fingerprint_hash(parts),
         "numerics": numerics,

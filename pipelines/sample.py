@@ -50,18 +50,18 @@ def sample_frames(
     """
     budget_frames = max(1, budget_bytes // (4 * features.dim))
     total_s = sum(row["duration_s"] for row in _rows(root, corpus, leave_out))
-    total_frames = max(1.0, total_s * features.sample_rate / features.hop_length)
+    total_frames = max(1.0, total_s * features.spec.sample_rate / features.spec.hop_length)
     keep = min(1.0, budget_frames / total_frames)
     segment_share = min(1.0, keep * _SPREAD)
     chosen = [row for row in _rows(root, corpus, leave_out) if _fraction(seed, row["id"]) < segment_share]
     if sum(row["duration_s"] for row in chosen) < 0.5 * segment_share * total_s:  # a few long segments: luck is no plan
         chosen = _first_by_hash(_rows(root, corpus, leave_out), seed, segment_share * total_s)
-    chosen_frames = sum(row["duration_s"] for row in chosen) * features.sample_rate / features.hop_length
+    chosen_frames = sum(row["duration_s"] for row in chosen) * features.spec.sample_rate / features.spec.hop_length
     share = min(1.0, budget_frames / max(chosen_frames, 1.0)) if keep < 1.0 else 1.0
     kept: dict[str, NDArray[np.float32]] = {}
     num_errors = 0
     readers = work.open_readers(root)
-    for index, waveforms in DecodeAhead(chosen, {features.sample_rate}, readers, work.decode_ahead_bytes):
+    for index, waveforms in DecodeAhead(chosen, {features.spec.sample_rate}, readers, work.decode_ahead_bytes):
         row = chosen[index]
         failed = isinstance(waveforms, AudioError)
         on_segment(row["duration_s"], failed)
@@ -69,7 +69,7 @@ def sample_frames(
             num_errors += 1
             continue
         with torch.inference_mode():
-            frames_TD = features.extract(waveforms[features.sample_rate]).cpu().numpy()
+            frames_TD = features.extract(waveforms[features.spec.sample_rate]).cpu().numpy()
         kept[row["id"]] = _share_of(frames_TD, share, seed, row["id"])
     for reader in readers:
         reader.close()

@@ -18,8 +18,9 @@ from ..storage.schema import CORPUS_SCHEMA, code_columns, stream_schema
 from ..storage.table import Receipt, Snapshot, write_shard
 from ..tokenizers.codebook import Codebook
 from ..tokenizers.numerics import numerics_class, use_one_thread
+from ..tokenizers.registry import describe_tokenizer, load_tokenizer, require_tokenizer
 from ..tokenizers.spec import StreamSpec, UserError, did_you_mean, num_frames
-from ..tokenizers.tokenizer import Tokenizer, fingerprint_hash, load_tokenizer, require_tokenizer
+from ..tokenizers.tokenizer import Description, Mode, Tokenizer, TokenizerConfig, fingerprint_hash
 from .ahead import DecodeAhead
 from .audio import DECODER_VERSION
 from .decoder import DecoderSettings
@@ -38,11 +39,17 @@ class StreamMismatch(UserError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamConfig:
-    """What a stream is made with: `name=tokenizer:codebook` on the command line."""
+    """What a stream is made with: `name=tokenizer:codebook,weights=...` on the command line."""
 
     name: str
-    tokenizer: str
-    codebook: str
+    tokenizer: TokenizerConfig
+    codebook: str | None = None  # of the root; None: the one of the tokenizer's name, or the tokenizer's own
+
+    @property
+    def codebook_name(self) -> str | None:
+        """The codebook of the root that the stream uses, or None if its tokenizer has codebooks of its own."""
+        name = self.tokenizer.tokenizer
+        return (self.codebook or name) if require_tokenizer(name).needs_codebook else self.codebook
 
     @property
     def folder(self) -> str:
@@ -177,12 +184,21 @@ Encoded = dict[str, Tensor] | AudioError  # codes [K, T] by stream, or why there
 
 def load_stream_tokenizer(root: Root, stream: StreamConfig, *, device: str) -> Tokenizer:
     """The tokenizer of a stream, with its codebook from the root. Raises `UserError`."""
-    return load_tokenizer(
-        stream.tokenizer,
-        load_codebook(root, stream.codebook, tokenizer=stream.tokenizer),
-        codebook_name=stream.codebook,
-        device=device,
-    )
+    name, codebook = _stream_codebook(root, stream)
+    return load_tokenizer(stream.tokenizer, codebook, codebook_name=name, device=device)
+
+
+def describe_stream(root: Root, stream: StreamConfig) -> Description:
+    """What a stream's tokenizer will be, without building its model. Raises `UserError`."""
+    name, codebook = _stream_codebook(root, stream)
+    return describe_tokenizer(stream.tokenizer, codebook, codebook_name=name)
+
+
+def _stream_codebook(root: Root, stream: StreamConfig) -> tuple[str, Codebook | None]:
+    name = stream.codebook_name
+    if name is None or not require_tokenizer(stream.tokenizer.tokenizer).needs_codebook:
+        return name or "", None
+    return name, load_codebook(root, name, tokenizer=stream.tokenizer.tokenizer)
 
 
 def full_fingerprint(fingerprint: dict[str, str], corpus: Snapshot) -> dict[str, str]:
@@ -197,15 +213,24 @@ def full_fingerprint(fingerprint: dict[str, str], corpus: Snapshot) -> dict[str,
     }
 
 
-def open_stream_tokenizer(root: Root, name: str, snapshot: Snapshot, corpus: Snapshot) -> Tokenizer:
+def stream_config(name: str, snapshot: Snapshot, *, weights: str | None = None) -> StreamConfig:
+    """What a stream was made with; `weights` says where its weights are now, if they have moved."""
+    metadata = snapshot.metadata
+    config = dict(metadata["tokenizer"])
+    moved = {"weights": weights, "revision": None} if weights else {}
+    tokenizer = TokenizerConfig(**{**config, "mode": Mode(config["mode"]), **moved})
+    return StreamConfig(name=name, tokenizer=tokenizer, codebook=metadata["codebook"])
+
+
+def open_stream_tokenizer(
+    root: Root, name: str, snapshot: Snapshot, corpus: Snapshot, *, weights: str | None = None
+) -> Tokenizer:
     """The tokenizer that a stream was made with, on the CPU, in a process set to one thread as workers are.
 
-    Raises `StreamMismatch` if it is no longer the same.
+    `weights` says where its weights are now, if they have moved. Raises `StreamMismatch` if it is no longer the same.
     """
     use_one_thread()
-    metadata = snapshot.metadata
-    config = StreamConfig(name=name, tokenizer=metadata["spec"]["tokenizer"], codebook=metadata["codebook"])
-    tokenizer = load_stream_tokenizer(root, config, device="cpu")
+    tokenizer = load_stream_tokenizer(root, stream_config(name, snapshot, weights=weights), device="cpu")
     require_same_fingerprint(root, name, snapshot, full_fingerprint(tokenizer.fingerprint, corpus))
     return tokenizer
 

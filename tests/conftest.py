@@ -18,14 +18,15 @@ from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.pipelines.tokenize import StreamConfig
 from wavemill.storage.root import Root
 from wavemill.tokenizers.numerics import use_one_thread
+from wavemill.tokenizers.tokenizer import TokenizerConfig
 
 use_one_thread()  # as workers do; with two, Griffin-Lim is many times slower
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared" / "data" / "dev"
 
-SEMANTIC = StreamConfig(name="semantic", tokenizer="mfcc-kmeans", codebook="mfcc-kmeans")
-ACOUSTIC = StreamConfig(name="acoustic", tokenizer="mel-rvq", codebook="mel-rvq")
+SEMANTIC = StreamConfig(name="semantic", tokenizer=TokenizerConfig(tokenizer="mfcc-kmeans"))
+ACOUSTIC = StreamConfig(name="acoustic", tokenizer=TokenizerConfig(tokenizer="mel-rvq"))
 STREAMS = (SEMANTIC, ACOUSTIC)
 
 
@@ -51,8 +52,8 @@ def fitted_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root = Root(path)
         sources = [f"speech={SAMPLES / 'manifest.jsonl'}", f"broken={SAMPLES / 'broken'}"]
         build_corpus(root, sources, CorpusPolicy(), shard_hours=0.009)
-        fit_codebook(root, "mfcc-kmeans", FitOptions(leave_out_speakers=LEFT_OUT))
-        fit_codebook(root, "mel-rvq", FitOptions(size=64, leave_out_speakers=LEFT_OUT))
+        fit_codebook(root, TokenizerConfig(tokenizer="mfcc-kmeans"), FitOptions(leave_out_speakers=LEFT_OUT))
+        fit_codebook(root, TokenizerConfig(tokenizer="mel-rvq"), FitOptions(size=64, leave_out_speakers=LEFT_OUT))
 
     return _made_once(tmp_path_factory, "fitted", make)
 

@@ -18,7 +18,8 @@ HEAVY = {
     "faiss": {"tokenizers/fit.py"},
     "deltalake": {"storage/table.py"},
     "webdataset": {"pipelines/export.py"},
-    "transformers": set(),
+    "transformers": {"tokenizers/hub.py"},
+    "huggingface_hub": {"tokenizers/hub.py"},
     "silero_vad": {"pipelines/vad.py"},
     "matplotlib": {"jobs/canvas.py"},
 }

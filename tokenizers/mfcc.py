@@ -1,13 +1,15 @@
 """MFCC features, on which HuBERT's first k-means labels were made (Hsu et al. 2021, section IV-A)."""
 
 import math
+from typing import ClassVar
 
 import torch
 import torchaudio.compliance.kaldi as kaldi
 from torch import Tensor
 from torchaudio.functional import compute_deltas, create_dct
 
-from .spec import FrameRule
+from .spec import FrameRule, StreamSpec
+from .tokenizer import Description, TokenizerConfig, TokenizerEntry
 
 _SHIFT = 160  # samples: 10 ms at 16 kHz
 _WINDOW = 400  # samples: 25 ms
@@ -26,20 +28,24 @@ class MfccFeatures:
     of which every second frame is kept, so that the count is HuBERT's own, `1 + (n - 400) // 320`.
     """
 
-    name = "mfcc-kmeans"
-    version = "1"
-    sample_rate = 16_000
-    hop_length = 320
-    window_length = _WINDOW
-    frame_rule = FrameRule.FLOOR
+    spec = StreamSpec(
+        tokenizer="mfcc-kmeans",
+        sample_rate=16_000,
+        decode_sample_rate=0,
+        hop_length=320,
+        window_length=_WINDOW,
+        frame_rule=FrameRule.FLOOR,
+        num_codebooks=1,
+        codebook_size=100,
+    )
     dim = 3 * _NUM_CEPS
-    default_num_codebooks = 1
-    default_codebook_size = 100
+    fingerprint: ClassVar[dict[str, str]] = {"features": "mfcc-kmeans/1"}  # raised with every change of a number
+    precision = "float32"
 
     def __init__(self, *, device: str = "cpu") -> None:
         self._device = device
         window = torch.hann_window(_WINDOW, periodic=False).pow(0.85)  # Povey's window
-        mel_MF, _ = kaldi.get_mel_banks(_NUM_MEL, _FFT, float(self.sample_rate), 20.0, 0.0, 100.0, -500.0, 1.0)
+        mel_MF, _ = kaldi.get_mel_banks(_NUM_MEL, _FFT, float(self.spec.sample_rate), 20.0, 0.0, 100.0, -500.0, 1.0)
         dct_MC = create_dct(_NUM_CEPS, _NUM_MEL, "ortho")
         dct_MC[:, 0] = math.sqrt(1 / _NUM_MEL)
         lifter_C = 1 + 0.5 * _LIFTER * torch.sin(math.pi * torch.arange(_NUM_CEPS) / _LIFTER)
@@ -65,3 +71,21 @@ class MfccFeatures:
         power_TF = torch.fft.rfft(emphasised_TW, n=_FFT).abs().square()
         mel_TM = (power_TF @ self._mel_FM).clamp_min(torch.finfo(torch.float32).eps).log()
         return mel_TM @ self._dct_MC
+
+
+def _describe(config: TokenizerConfig) -> Description:
+    return Description(config, MfccFeatures.spec, MfccFeatures.fingerprint, dim=MfccFeatures.dim)
+
+
+ENTRIES = (
+    TokenizerEntry(
+        spec=MfccFeatures.spec,
+        kind="semantic",
+        about="39 MFCC and deltas, k-means: the labels of HuBERT's first iteration",
+        needs_codebook=True,
+        last_frame="whole windows only",
+        long_audio="whole, in blocks; exact",
+        describe=_describe,
+        open=lambda description, device: MfccFeatures(device=device),
+    ),
+)

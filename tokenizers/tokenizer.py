@@ -1,17 +1,39 @@
-"""The tokenizer protocol, the one class both baselines share, and the registry by name."""
+"""What a tokenizer is: the protocols that the families implement, and what the registry knows of each."""
 
 import hashlib
 import json
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from .codebook import Codebook
-from .mel import MelFeatures
-from .mfcc import MfccFeatures
-from .quantize import ResidualQuantizer
-from .spec import FrameRule, StreamSpec, UserError, did_you_mean
+from .spec import StreamSpec
+
+
+class Mode(StrEnum):
+    """`exact`: float32, the published model's own codes. `fast`: bfloat16, for a measured share of other codes."""
+
+    EXACT = "exact"
+    FAST = "fast"
+
+    @property
+    def precision(self) -> str:
+        return "float32" if self is Mode.EXACT else "bfloat16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerConfig:
+    """What a person asks of a tokenizer; None takes the tokenizer's own default. Picklable."""
+
+    tokenizer: str  # the name in the registry
+    weights: str | None = None  # a hub id, or a folder in Hugging Face layout
+    revision: str | None = None  # of a hub id: a commit, a branch or a tag
+    local_files_only: bool = False  # never ask the network
+    layer: int | None = None  # of features: 0 is what the transformer is given, 1 what its first layer gives
+    num_codebooks: int | None = None  # of codecs: the first so many
+    mode: Mode = Mode.EXACT
 
 
 class Tokenizer(Protocol):
@@ -21,28 +43,55 @@ class Tokenizer(Protocol):
     fingerprint: dict[str, str]  # named parts of everything that decides the codes
 
     def encode(self, waveform_N: Tensor) -> Tensor:
-        """Codes `[K, T]` int64 of a mono float32 waveform at `spec.sample_rate`; T is `num_frames(N, spec)`."""
+        """Codes `[K, T]` int64 on the CPU of a mono float32 waveform at `spec.sample_rate`; T is `num_frames(N, spec)`.
+
+        Codes depend on the waveform alone; memory beyond the waveform and the codes does not grow with its length.
+        """
         ...
 
     def decode(self, codes_KT: Tensor) -> Tensor:
-        """Sound `[T * hop]` at `spec.decode_sample_rate` from the first K codebooks; 1 <= K <= num_codebooks."""
+        """Sound `[decoded_samples(T, spec)]`, float32 on the CPU, from the first K >= 1 codebooks."""
+        ...
+
+
+@runtime_checkable
+class BatchTokenizer(Protocol):
+    """A tokenizer that can encode several segments at once with the codes that each has alone."""
+
+    def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
+        """Codes of each waveform, as `encode` gives them; all are padded to `padded_length` samples on the device."""
         ...
 
 
 class Features(Protocol):
     """Frames of real numbers on a clock: what a codebook is fitted on and quantizes."""
 
-    name: str
-    version: str  # raised with every change that can move a number
-    sample_rate: int
-    hop_length: int
-    window_length: int
-    frame_rule: FrameRule
+    spec: StreamSpec  # with the number and size of codebooks that `codebook fit` makes by default
     dim: int
-    default_num_codebooks: int
-    default_codebook_size: int
+    fingerprint: dict[str, str]  # named parts of everything that decides the numbers in `exact` mode
+    precision: str  # float32 or bfloat16
 
-    def extract(self, waveform_N: Tensor) -> Tensor: ...
+    def extract(self, waveform_N: Tensor) -> Tensor:
+        """Features `[T, dim]` float32 on the device."""
+        ...
+
+
+@runtime_checkable
+class PiecewiseFeatures(Protocol):
+    """Features that need not be in memory all at once."""
+
+    def pieces(self, waveform_N: Tensor) -> Iterator[Tensor]:
+        """Features `[t, dim]` from the first frame to the last; where pieces end is a function of the length alone."""
+        ...
+
+
+@runtime_checkable
+class BatchFeatures(Protocol):
+    """Features of several segments at once, each as it is alone."""
+
+    def extract_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
+        """Features `[T, dim]` of each waveform, all padded to `padded_length` samples on the device."""
+        ...
 
 
 @runtime_checkable
@@ -52,85 +101,39 @@ class Synthesizer(Protocol):
     def synthesize(self, features_TD: Tensor) -> Tensor: ...
 
 
-FEATURES: dict[str, Callable[..., Features]] = {
-    MfccFeatures.name: MfccFeatures,
-    MelFeatures.name: MelFeatures,
-}
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a tokenizer will be with given weights, known before any model is built."""
+
+    config: TokenizerConfig
+    spec: StreamSpec
+    fingerprint: dict[str, str]  # of features: without the codebook
+    dim: int | None = None  # of features
+    weights: Any = None  # what the family found out about its weights, for `open`
 
 
-class CodebookTokenizer:
-    """Features, then residual quantization by a fitted codebook; sound again where the features know the way."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerEntry:
+    """What the registry knows of a tokenizer without its weights.
 
-    def __init__(self, features: Features, codebook: Codebook, *, device: str = "cpu") -> None:
-        num_codebooks, size, _ = codebook.centroids_QCD.shape
-        self.features = features
-        self._quantizer = ResidualQuantizer(codebook.centroids_QCD, device=device)
-        self.spec = StreamSpec(
-            tokenizer=features.name,
-            sample_rate=features.sample_rate,
-            decode_sample_rate=features.sample_rate if isinstance(features, Synthesizer) else 0,
-            hop_length=features.hop_length,
-            window_length=features.window_length,
-            frame_rule=features.frame_rule,
-            num_codebooks=num_codebooks,
-            codebook_size=size,
-        )
-        self.fingerprint = {
-            "tokenizer": features.name,
-            "features": features_fingerprint(features),
-            "codebook": codebook.sha256,
-            "precision": "float32",
-        }
+    `describe` raises `UserError` for weights, layers and numbers of codebooks that cannot be had; `open` builds the
+    model on a device: `Features` where `needs_codebook`, else a `Tokenizer`.
+    """
 
-    def encode(self, waveform_N: Tensor) -> Tensor:
-        return self._quantizer.encode(self.features.extract(waveform_N)).cpu()
-
-    def decode(self, codes_KT: Tensor) -> Tensor:
-        if not isinstance(self.features, Synthesizer):
-            raise UserError(
-                f"Tokenizer {self.spec.tokenizer} has no decoder: semantic tokens do not say how it sounds."
-            )
-        return self.features.synthesize(self._quantizer.decode(codes_KT)).cpu()
-
-
-def require_tokenizer(name: str) -> None:
-    """Raise `UserError` for a name that nobody registered."""
-    if name not in FEATURES:
-        there = sorted(FEATURES)
-        raise UserError(f"There is no tokenizer {name!r}; there are: {', '.join(there)}.{did_you_mean(name, there)}")
-
-
-def load_features(name: str, *, device: str = "cpu") -> Features:
-    """The features of tokenizer `name`. Raises `UserError` for a name that nobody registered."""
-    require_tokenizer(name)
-    return FEATURES[name](device=device)
-
-
-def load_tokenizer(name: str, codebook: Codebook, *, codebook_name: str, device: str = "cpu") -> Tokenizer:
-    """Tokenizer `name` with `codebook`. Raises `UserError`, naming the difference, if the two do not fit."""
-    features = load_features(name, device=device)
-    fitted_for = codebook.header.get("tokenizer")
-    if fitted_for != name:
-        raise UserError(
-            f"Codebook {codebook_name} was fitted for tokenizer {fitted_for!r}, this stream uses {name!r}. "
-            f"Fit one with `wavemill codebook fit ROOT {name}`, or name another codebook."
-        )
-    if codebook.centroids_QCD.shape[2] != features.dim:
-        raise UserError(
-            f"Codebook {codebook_name} has centroids of {codebook.centroids_QCD.shape[2]} dimensions, the features "
-            f"of {name} have {features.dim}. Fit it again with `wavemill codebook fit ROOT {name}`."
-        )
-    if codebook.header.get("features") != features_fingerprint(features):
-        raise UserError(
-            f"Codebook {codebook_name} was fitted on features {codebook.header.get('features')}, this version "
-            f"of wavemill computes {features_fingerprint(features)}. Fit it again with "
-            f"`wavemill codebook fit ROOT {name}`."
-        )
-    return CodebookTokenizer(features, codebook, device=device)
-
-
-def features_fingerprint(features: Features) -> str:
-    return f"{features.name}/{features.version}"
+    spec: StreamSpec  # of the published weights
+    kind: Literal["semantic", "acoustic"]
+    about: str
+    needs_codebook: bool
+    last_frame: str  # what the last, partial frame sees
+    long_audio: str  # the rule for long recordings, and what of it is exact
+    weights: str | None = None  # where the published ones are: a hub id
+    licence: str = ""  # of the published weights
+    layer: int | None = None  # of features: the default
+    num_layers: int = 0  # of features
+    modes: tuple[Mode, ...] = (Mode.EXACT,)
+    fast_change: str = ""  # share of ids that `fast` changes, as measured
+    describe: Callable[[TokenizerConfig], Description]
+    open: Callable[[Description, str], Any]
 
 
 def fingerprint_hash(fingerprint: dict[str, str]) -> str:

@@ -11,7 +11,7 @@ from wavemill.tokenizers.spec import num_frames
 from wavemill.tokenizers.tokenizer import Tokenizer
 
 
-@pytest.fixture(params=STREAMS, ids=lambda stream: stream.tokenizer)
+@pytest.fixture(params=STREAMS, ids=lambda stream: stream.tokenizer.tokenizer)
 def tokenizer(request: pytest.FixtureRequest, fitted_root: Callable[..., str]) -> Tokenizer:
     stream: StreamConfig = request.param
     return load_stream_tokenizer(Root(str(fitted_root)), stream, device="cpu")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from wavemill.tokenizers.tokenizer import TokenizerConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import LEFT_OUT, STREAMS
@@ -34,8 +35,8 @@ def long_root(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = [f"speech={samples / 'manifest.jsonl'}", f"broken={samples / 'broken'}"]
     result = build_corpus(Root(path), sources, CorpusPolicy(), shard_hours=0.0012)
     assert result.num_shards >= 50
-    fit_codebook(Root(path), "mfcc-kmeans", FitOptions(leave_out_speakers=LEFT_OUT))
-    fit_codebook(Root(path), "mel-rvq", FitOptions(size=64, leave_out_speakers=LEFT_OUT))
+    fit_codebook(Root(path), TokenizerConfig(tokenizer="mfcc-kmeans"), FitOptions(leave_out_speakers=LEFT_OUT))
+    fit_codebook(Root(path), TokenizerConfig(tokenizer="mel-rvq"), FitOptions(size=64, leave_out_speakers=LEFT_OUT))
     return path
 
 

@@ -16,7 +16,8 @@ from wavemill.pipelines.tokenize import encode_rows
 from wavemill.storage.root import Root
 from wavemill.tokenizers.codebook import Codebook
 from wavemill.tokenizers.numerics import use_one_thread
-from wavemill.tokenizers.tokenizer import CodebookTokenizer, load_features
+from wavemill.tokenizers.registry import load_tokenizer
+from wavemill.tokenizers.tokenizer import TokenizerConfig
 
 def grown():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - imported
@@ -39,9 +40,9 @@ del whole
 print(grown())
 tokenizers = {}
 for name in ("mfcc-kmeans", "mel-rvq"):
-    features = load_features(name)
-    centroids = torch.randn(features.default_num_codebooks, 8, features.dim)
-    tokenizers[name] = CodebookTokenizer(features, Codebook(centroids, {}))
+    books, dim = {"mfcc-kmeans": (1, 39), "mel-rvq": (8, 160)}[name]
+    codebook = Codebook(torch.randn(books, 8, dim), {"tokenizer": name, "features": f"{name}/1"})
+    tokenizers[name] = load_tokenizer(TokenizerConfig(tokenizer=name), codebook)
 [codes], _, _ = encode_rows([row(0, hour)], tokenizers, [reader], ahead_bytes=1 << 20)
 assert codes["mfcc-kmeans"].shape == (1, 179999) and codes["mel-rvq"].shape == (8, 180000)
 print(grown())

@@ -33,6 +33,7 @@ from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA, code_columns, stream_schema
 from wavemill.storage.table import TableWriter, create_table, write_shard
 from wavemill.tokenizers.spec import FrameRule, StreamSpec, UserError
+from wavemill.tokenizers.tokenizer import TokenizerConfig
 
 UNITS = 7
 PHONES = ("AA", "B", "CH", "SIL")
@@ -398,8 +399,8 @@ def spoken(dev_recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
             shutil.copyfile(dev_recordings / name, folder / "audio" / name)
     root = Root(folder / "root")
     build_corpus(root, [str(folder / "audio")], CorpusPolicy(), shard_hours=0.02)
-    fit_codebook(root, "mfcc-kmeans", FitOptions())
-    stream = StreamConfig(name="semantic", tokenizer="mfcc-kmeans", codebook="mfcc-kmeans")
+    fit_codebook(root, TokenizerConfig(tokenizer="mfcc-kmeans"), FitOptions())
+    stream = StreamConfig(name="semantic", tokenizer=TokenizerConfig(tokenizer="mfcc-kmeans"))
     tokenize(root, [stream], InlineEngine, TokenizeOptions())
     return root, dev_recordings / "phones_forced.csv"
 

@@ -15,7 +15,8 @@ from wavemill.storage.codes import open_corpus
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA
-from wavemill.tokenizers.tokenizer import Features, load_features
+from wavemill.tokenizers.registry import load_features
+from wavemill.tokenizers.tokenizer import Features, TokenizerConfig
 
 FRAME_BYTES = 4 * 39
 
@@ -31,7 +32,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def features() -> Features:
-    return load_features("mfcc-kmeans")
+    return load_features(TokenizerConfig(tokenizer="mfcc-kmeans"))
 
 
 @pytest.fixture(scope="module")

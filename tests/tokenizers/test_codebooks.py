@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from wavemill.tokenizers.codebook import Codebook
 from wavemill.tokenizers.fit import fit_residual
+from wavemill.tokenizers.registry import load_tokenizer
 from wavemill.tokenizers.spec import UserError
-from wavemill.tokenizers.tokenizer import load_tokenizer
+from wavemill.tokenizers.tokenizer import TokenizerConfig
 
+MEL = TokenizerConfig(tokenizer="mel-rvq")
 MEL_HEADER = {"tokenizer": "mel-rvq", "features": "mel-rvq/1"}
 
 
@@ -133,13 +135,13 @@ def test_centroids_of_another_shape_are_refused_by_shape(shape: tuple[int, ...])
 )
 def test_a_codebook_that_does_not_fit_is_refused_by_the_difference(codebook: Codebook, words: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as caught:
-        load_tokenizer("mel-rvq", codebook, codebook_name="mine")
+        load_tokenizer(MEL, codebook, codebook_name="mine")
     require_sentence(caught.value, *words, "wavemill codebook fit ROOT mel-rvq")
 
 
 def test_a_tokenizer_nobody_registered_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(UserError) as caught:
-        load_tokenizer("hubert", Codebook(centroids(1, 5, 160), MEL_HEADER), codebook_name="mine")
+        load_tokenizer(TokenizerConfig(tokenizer="hubert"), Codebook(centroids(1, 5, 160), MEL_HEADER))
     require_sentence(caught.value, "'hubert'", "mel-rvq", "mfcc-kmeans")
 
 
@@ -148,7 +150,7 @@ def test_the_fingerprint_changes_with_a_single_centroid() -> None:
     changed = numbers.clone()
     changed[1, 4, 159] += 1
     one, two = (
-        load_tokenizer("mel-rvq", Codebook(value, MEL_HEADER), codebook_name="mine").fingerprint
+        load_tokenizer(MEL, Codebook(value, MEL_HEADER), codebook_name="mine").fingerprint
         for value in (numbers, changed)
     )
     assert {part for part in one if one[part] != two[part]} == {"codebook"}

@@ -90,7 +90,7 @@ def test_every_begun_hop_of_320_samples_is_a_frame(mel: MelFeatures) -> None:
     drawn = torch.randint(0, 100_000, (40,), generator=generator(2)).tolist()
     for num_samples in [*range(3 * 320 + 1), *drawn]:
         assert mel.extract(waveform_N[:num_samples]).shape == (-(-num_samples // 320), 160), num_samples
-    assert (mel.sample_rate, mel.hop_length, mel.frame_rule) == (16_000, 320, FrameRule.CEIL)
+    assert (mel.spec.sample_rate, mel.spec.hop_length, mel.spec.frame_rule) == (16_000, 320, FrameRule.CEIL)
 
 
 def test_features_do_not_depend_on_where_the_samples_lie_in_memory(mel: MelFeatures) -> None:

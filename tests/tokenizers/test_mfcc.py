@@ -97,8 +97,8 @@ def test_the_number_of_frames_is_huberts_for_lengths_drawn_at_random(mfcc: MfccF
 
 
 def test_the_class_says_the_clock_it_keeps(mfcc: MfccFeatures) -> None:
-    assert (mfcc.sample_rate, mfcc.hop_length, mfcc.window_length) == (16_000, 320, 400)
-    assert mfcc.frame_rule is FrameRule.FLOOR
+    assert (mfcc.spec.sample_rate, mfcc.spec.hop_length, mfcc.spec.window_length) == (16_000, 320, 400)
+    assert mfcc.spec.frame_rule is FrameRule.FLOOR
     assert mfcc.dim == mfcc.extract(noise(400)).shape[1]
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from wavemill.tokenizers.codebook import Codebook
 from wavemill.tokenizers.quantize import BLOCK_FRAMES, ResidualQuantizer
-from wavemill.tokenizers.tokenizer import load_features
+from wavemill.tokenizers.registry import load_features
+from wavemill.tokenizers.tokenizer import TokenizerConfig
 
 NEAR_TIE = 1e-5  # of the squared distance: below it, float32 may choose either
 
@@ -57,7 +58,7 @@ def speech_features(samples: Path, tokenizer: str, *, gain: float = 1.0) -> Tens
     rng = np.random.default_rng(0)
     dither = rng.random(len(sound)) - rng.random(len(sound))
     recorded = np.round(sound * gain * 32_768 + dither) / 32_768
-    return load_features(tokenizer).extract(torch.from_numpy(recorded.astype(np.float32)))
+    return load_features(TokenizerConfig(tokenizer=tokenizer)).extract(torch.from_numpy(recorded.astype(np.float32)))
 
 
 @pytest.mark.parametrize(

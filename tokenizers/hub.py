@@ -1,0 +1,262 @@
+"""Published weights in Hugging Face layout, from a folder or the hub: the only file that knows transformers.
+
+A folder in that layout holds `config.json`, weights in `*.safetensors` and, of models that have one, the feature
+extractor's `preprocessor_config.json`. Pickled weights are never opened.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from .spec import UserError
+
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+_PATTERNS = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_INSTALL = "Install it: pip install 'wavemill[models]'."
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A folder of weights that was looked at, but not loaded."""
+
+    name: str  # as the person gave it
+    folder: Path
+    revision: str  # the commit they are of, or "local"
+    sha256: str  # of all weight files, in the order of their names
+    config: dict[str, Any]  # config.json with the defaults of its model type
+    preprocessor: dict[str, Any]  # preprocessor_config.json, or nothing
+
+
+def find_weights(
+    source: str, *, tokenizer: str, architecture: str, revision: str | None = None, local_files_only: bool = False
+) -> Weights:
+    """Weights of model type `architecture` at `source`, a folder or a hub id, downloaded if need be and allowed.
+
+    Raises `UserError` for folders that are missing or hold no safetensors, another architecture, and a hub that cannot
+    be reached.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise UserError(f"{source} is a folder, which has no revisions; leave out revision={revision}.")
+        folder = folder.resolve()
+        revision = _revision_of(folder)
+    else:
+        folder = _from_hub(source, revision, local_files_only)
+        revision = _revision_of(folder)
+    given = _read_json(folder / "config.json", source)
+    found = given.get("model_type")
+    if found != architecture:
+        raise UserError(
+            f"{source} holds a model of type {found!r} (its config.json says so); {tokenizer} takes {architecture!r}. "
+            "Name other weights, or the tokenizer that takes these."
+        )
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(_no_safetensors(source, folder))
+    preprocessor = folder / "preprocessor_config.json"
+    return Weights(
+        name=source,
+        folder=folder,
+        revision=revision,
+        sha256=_sha256(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)),
+        config=_with_defaults(given, source),
+        preprocessor=_read_json(preprocessor, source) if preprocessor.exists() else {},
+    )
+
+
+def fingerprint_of(weights: Weights) -> dict[str, str]:
+    return {"weights": weights.sha256, "revision": weights.revision}
+
+
+def load_model(model: str, weights: Weights, *, may_lack: tuple[str, ...] = (), **overrides: Any) -> nn.Module:
+    """transformers' `model` with these weights, float32, on the CPU, in evaluation mode.
+
+    `overrides` change its configuration: with fewer layers, only those are read. Parameters whose names end in one of
+    `may_lack` may be absent. Raises `UserError` for weights that are torn, lack parameters or have other shapes.
+    """
+    transformers = _transformers()
+    kind = getattr(transformers, model)
+    config = kind.config_class.from_dict({**weights.config, **overrides})
+    try:
+        with _quiet():
+            loaded, report = kind.from_pretrained(
+                weights.folder,
+                config=config,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"The weights in {weights.name} cannot be loaded as {model}: {' '.join(str(error).split())[:300]} "
+            "Fetch them again, or see that config.json belongs to them."
+        ) from error
+    missing = sorted(name for name in report["missing_keys"] if not name.endswith(may_lack or ("\0",)))
+    if missing:
+        raise UserError(
+            f"The weights in {weights.name} lack {len(missing)} of the parameters of {model} ({missing[0]} for one). "
+            "Fetch them again, or see that config.json belongs to them."
+        )
+    return loaded.eval().requires_grad_(False)
+
+
+def build_model(model: str, config: dict[str, Any], state: dict[str, torch.Tensor]) -> nn.Module:
+    """transformers' `model` from parameters at hand, float32, for evaluation. Raises `RuntimeError` if any lacks."""
+    kind = getattr(_transformers(), model)
+    with _quiet():
+        built = kind(kind.config_class.from_dict(config))
+    built.load_state_dict(state, strict=True)
+    return built.float().eval().requires_grad_(False)
+
+
+def remove_weight_norm(model: nn.Module) -> nn.Module:
+    """Multiply out weight normalization (Salimans and Kingma 2016), which only training needs."""
+    for module in model.modules():
+        if torch.nn.utils.parametrize.is_parametrized(module, "weight"):
+            torch.nn.utils.parametrize.remove_parametrizations(module, "weight")
+    return model
+
+
+def _with_defaults(given: dict[str, Any], source: str) -> dict[str, Any]:
+    """A configuration with what its file leaves to the class."""
+    try:
+        return _transformers().AutoConfig.for_model(**given).to_dict()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{source}/config.json is no configuration that transformers takes: {error}") from error
+
+
+def _read_json(path: Path, source: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it is no object")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{source} holds no {path.name}: expected a folder in Hugging Face layout, as `save_pretrained` writes it."
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{source}/{path.name} cannot be read as JSON ({error}). Fetch it again.") from error
+    return content
+
+
+def _no_safetensors(source: str, folder: Path, there: tuple[str, ...] = ()) -> str:
+    names = there or tuple(sorted(path.name for path in folder.iterdir()))
+    pickled = [name for name in names if name.endswith(_PICKLED)]
+    if not pickled:
+        return f"{source} holds no weights: expected model.safetensors beside config.json."
+    return (
+        f"{source} holds only pickled weights ({pickled[0]}), which can run code when they are opened: expected "
+        "model.safetensors. Name a revision that has it (on the hub often a pull request: revision=refs/pr/N), or "
+        'convert them where you trust them: python -c "from transformers import AutoModel as M; '
+        f"M.from_pretrained('{source}').save_pretrained('FOLDER')\""
+    )
+
+
+def _from_hub(source: str, revision: str | None, local_files_only: bool) -> Path:
+    """The folder of a snapshot, downloaded unless it is in the cache or must not be."""
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise UserError(f"There is no folder {source}; give one in Hugging Face layout, or a hub id such as org/model.")
+    try:
+        import huggingface_hub as hub
+        from huggingface_hub import errors
+    except ModuleNotFoundError as error:
+        raise UserError(f"Weights from the hub need the package huggingface_hub. {_INSTALL}") from error
+    try:
+        with _quiet():
+            folder = Path(
+                hub.snapshot_download(
+                    source, revision=revision, local_files_only=local_files_only, allow_patterns=_PATTERNS
+                )
+            )
+            if not any(folder.glob("*.safetensors")) and not local_files_only:
+                there = tuple(hub.list_repo_files(source, revision=revision))
+                raise UserError(_no_safetensors(source, folder, there))
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{source} is gated on the hub: accept its terms there, then log in with `hf auth login`."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{source} has no revision {revision!r} on the hub.") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"There is neither a folder {source} here nor a model of that name on the hub (or it is private: log in "
+            "with `hf auth login`)."
+        ) from error
+    except errors.HFValidationError as error:
+        raise UserError(f"There is no folder {source}, and it is no hub id either: expected org/model.") from error
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+        why = "the network must not be asked" if _offline(local_files_only) else "the hub cannot be reached"
+        raise UserError(
+            f"The weights {source}{f' at revision {revision}' if revision else ''} are not on this machine, and {why}. "
+            f"Fetch them where there is a network (`hf download {source}`), or name a folder that holds them."
+        ) from error
+    return folder
+
+
+def _offline(local_files_only: bool) -> bool:
+    from huggingface_hub import is_offline_mode
+
+    return local_files_only or is_offline_mode()
+
+
+def _revision_of(folder: Path) -> str:
+    """The commit that a folder is of, where the hub's tools have noted it; else "local"."""
+    if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name):
+        return folder.name
+    noted = folder / ".cache" / "huggingface" / "download" / "config.json.metadata"  # `hf download --local-dir`
+    if noted.exists():
+        first = noted.read_text(errors="replace").partition("\n")[0].strip()
+        if _COMMIT.fullmatch(first):
+            return first
+    return "local"
+
+
+@cache
+def _sha256(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Hash of files' bytes; their sizes and times only say when to read them again."""
+    digest = hashlib.sha256()
+    for path, _, _ in files:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise UserError(f"Published tokenizers need the package transformers. {_INSTALL}") from error
+    return transformers
+
+
+class _quiet:
+    """transformers and the hub tell of every unused tensor and draw bars of their own: not while this is entered."""
+
+    def __enter__(self) -> None:
+        from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+
+        self._levels = {name: logging.getLogger(name).level for name in ("transformers", "huggingface_hub")}
+        for name in self._levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._bars = not are_progress_bars_disabled()
+        disable_progress_bars()
+
+    def __exit__(self, *error: object) -> None:
+        from huggingface_hub.utils import enable_progress_bars
+
+        for name, level in self._levels.items():
+            logging.getLogger(name).setLevel(level)
+        if self._bars:
+            enable_progress_bars()
