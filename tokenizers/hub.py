@@ -6,8 +6,9 @@ extractor's `preprocessor_config.json`. Pickled weights are never opened.
 
 import hashlib
 import json
-import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -87,9 +88,9 @@ def load_model(model: str, weights: Weights, *, may_lack: tuple[str, ...] = (), 
     """
     transformers = _transformers()
     kind = getattr(transformers, model)
-    config = kind.config_class.from_dict({**weights.config, **overrides})
     try:
         with _quiet():
+            config = kind.config_class.from_dict({**weights.config, **overrides})
             loaded, report = kind.from_pretrained(
                 weights.folder,
                 config=config,
@@ -131,10 +132,15 @@ def remove_weight_norm(model: nn.Module) -> nn.Module:
 
 def _with_defaults(given: dict[str, Any], source: str) -> dict[str, Any]:
     """A configuration with what its file leaves to the class."""
+    transformers = _transformers()
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
-        return _transformers().AutoConfig.for_model(**given).to_dict()
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{source}/config.json is no configuration that transformers takes: {error}") from error
+        with _quiet():
+            return transformers.AutoConfig.for_model(**given).to_dict()
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"{source}/config.json is no configuration that transformers takes: {told}") from error
 
 
 def _read_json(path: Path, source: str) -> dict[str, Any]:
@@ -241,22 +247,24 @@ def _transformers() -> Any:
     return transformers
 
 
-class _quiet:
+@contextmanager
+def _quiet() -> Iterator[None]:
     """transformers and the hub tell of every unused tensor and draw bars of their own: not while this is entered."""
+    import huggingface_hub.utils as hub
+    import transformers.utils.logging as transformers
 
-    def __enter__(self) -> None:
-        from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
-
-        self._levels = {name: logging.getLogger(name).level for name in ("transformers", "huggingface_hub")}
-        for name in self._levels:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        self._bars = not are_progress_bars_disabled()
-        disable_progress_bars()
-
-    def __exit__(self, *error: object) -> None:
-        from huggingface_hub.utils import enable_progress_bars
-
-        for name, level in self._levels.items():
-            logging.getLogger(name).setLevel(level)
-        if self._bars:
-            enable_progress_bars()
+    level, hub_level = transformers.get_verbosity(), hub.logging.get_verbosity()
+    bars, hub_bars = transformers.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    transformers.set_verbosity_error()
+    hub.logging.set_verbosity_error()
+    transformers.disable_progress_bar()
+    hub.disable_progress_bars()
+    try:
+        yield
+    finally:
+        transformers.set_verbosity(level)
+        hub.logging.set_verbosity(hub_level)
+        if bars:
+            transformers.enable_progress_bar()
+        if hub_bars:
+            hub.enable_progress_bars()
