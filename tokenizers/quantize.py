@@ -55,6 +55,26 @@ class ResidualQuantizer:
             codes_N[unsure_M] = _settle(residual_ND[unsure_M], self.centroids_QCD[stage], above_NC[unsure_M] > 0)
         return codes_N
 
+    def gaps(self, frames_ND: Tensor) -> Tensor:
+        """How much farther the second nearest centroid is than the nearest, `[Q, N]` float64.
+
+        Squared distances in float64, relative to the second nearest, along the path of our own codes. Where a gap is
+        under 1e-5, rounding that came before the quantizer may let the code fall either way: a near-tie.
+        """
+        codes_QN = self.encode(frames_ND)
+        gaps_QN = torch.empty(codes_QN.shape, dtype=torch.float64, device=frames_ND.device)
+        residual_ND = frames_ND.double()
+        for stage, codes_N in enumerate(codes_QN):
+            centroids_CD = self.centroids_QCD[stage].double()
+            for begin in range(0, frames_ND.shape[0], BLOCK_FRAMES):
+                block_ND = residual_ND[begin : begin + BLOCK_FRAMES]
+                distances_NC = torch.cdist(block_ND, centroids_CD, compute_mode="donot_use_mm_for_euclid_dist").square()
+                nearest_N2 = distances_NC.topk(2, dim=1, largest=False).values
+                spread_N = nearest_N2[:, 1] - nearest_N2[:, 0]
+                gaps_QN[stage, begin : begin + BLOCK_FRAMES] = spread_N / nearest_N2[:, 1].clamp_min(1e-300)
+            residual_ND = residual_ND - centroids_CD[codes_N]
+        return gaps_QN
+
     def decode(self, codes_QN: Tensor) -> Tensor:
         """Sum of the centroids of the first `len(codes)` stages, `[N, D]`. Fewer stages, lower fidelity."""
         frames_ND = torch.zeros(codes_QN.shape[1], self.centroids_QCD.shape[2], device=self.centroids_QCD.device)

@@ -169,3 +169,21 @@ def test_no_frames_give_no_codes_and_no_codes_no_frames() -> None:
     codes_QN = quantizer.encode(torch.empty(0, 8))
     assert codes_QN.shape == (4, 0)
     assert quantizer.decode(codes_QN).shape == (0, 8)
+
+
+def test_gaps_are_those_of_distances_computed_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(5)
+    centroids_QCD = torch.randn(3, 7, 4, generator=generator)
+    frames_ND = torch.randn(20, 4, generator=generator)
+    quantizer = ResidualQuantizer(centroids_QCD)
+    codes_QN, gaps_QN = quantizer.encode(frames_ND), quantizer.gaps(frames_ND)
+    for n, frame_D in enumerate(frames_ND.double()):
+        for stage, centroids_CD in enumerate(centroids_QCD.double()):
+            nearest, second = sorted(float((frame_D - centroid_D).square().sum()) for centroid_D in centroids_CD)[:2]
+            assert float(gaps_QN[stage, n]) == pytest.approx((second - nearest) / second)
+            frame_D = frame_D - centroids_CD[codes_QN[stage, n]]
+
+
+def test_a_frame_between_two_centroids_is_a_near_tie() -> None:
+    quantizer = ResidualQuantizer(torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 9.0]]]))
+    assert float(quantizer.gaps(torch.tensor([[0.0, 0.5]]))) == 0.0

@@ -1,12 +1,15 @@
 """The clock and alphabet of a stream: frames counted one by one, exact rates, a round trip through JSON."""
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
+import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from wavemill.tokenizers.spec import FrameRule, StreamSpec, num_frames
+from wavemill.tokenizers.spec import FrameRule, StreamSpec, chunk_frames, decoded_samples, num_frames
 
 
 def make_spec(
@@ -112,3 +115,48 @@ def test_a_spec_with_an_unknown_rule_or_field_is_refused() -> None:
         StreamSpec.from_json({**fields, "frame_rule": "round"})
     with pytest.raises(TypeError, match="frame_rate"):
         StreamSpec.from_json({**fields, "frame_rate": 50})
+
+
+def chunked_spec() -> StreamSpec:
+    """EnCodec at 48 kHz: 1 s every 0.99 s (Defossez et al. 2022)."""
+    spec = make_spec(FrameRule.CEIL, hop_length=320, window_length=1, sample_rate=48_000)
+    return replace(spec, chunk_length=48_000, chunk_stride=47_520)
+
+
+@pytest.mark.parametrize("num_samples", [1, 320, 321, 47_520, 47_521, 48_000, 48_001, 95_041, 143_999])
+def test_chunks_have_the_frames_that_encodec_gives_at_48_khz(num_samples: int):
+    sizes = {"num_filters": 4, "hidden_size": 4, "codebook_dim": 4, "num_lstm_layers": 1, "audio_channels": 2}
+    config = transformers.EncodecConfig(
+        sampling_rate=48_000,
+        normalize=True,
+        chunk_length_s=1.0,
+        overlap=0.01,
+        use_causal_conv=False,
+        norm_type="time_group_norm",
+        target_bandwidths=[3.0],
+        codebook_size=4,
+        **sizes,
+    )
+    with torch.inference_mode():
+        encoded = transformers.EncodecModel(config).eval().encode(torch.randn(1, 2, num_samples))
+    chunks, _, _, frames = encoded.audio_codes.shape
+    expected = [frames] * (chunks - 1) + [frames - encoded.last_frame_pad_length]
+    assert chunk_frames(num_samples, chunked_spec()) == expected
+    assert num_frames(num_samples, chunked_spec()) == sum(expected)
+
+
+def test_no_samples_are_no_chunks():
+    assert chunk_frames(0, chunked_spec()) == []
+    assert num_frames(0, chunked_spec()) == 0
+
+
+def test_decoded_samples_are_whole_hops_less_what_the_decoder_lacks():
+    spec = make_spec(FrameRule.CEIL, hop_length=640, sample_rate=16_000)  # 16 kHz in, 24 kHz out
+    assert decoded_samples(10, spec) == 9_600
+    assert decoded_samples(10, replace(spec, decode_trim=8)) == 9_592
+    assert decoded_samples(0, replace(spec, decode_trim=8)) == 0
+
+
+def test_bits_per_second_are_those_of_the_paper():
+    spec = replace(make_spec(FrameRule.CEIL, hop_length=320, sample_rate=24_000), num_codebooks=8)
+    assert spec.bits_per_second == 6_000
