@@ -123,7 +123,7 @@ def chunked_spec() -> StreamSpec:
     return replace(spec, chunk_length=48_000, chunk_stride=47_520)
 
 
-@pytest.mark.parametrize("num_samples", [1, 320, 321, 47_520, 47_521, 48_000, 48_001, 95_041, 143_999])
+@pytest.mark.parametrize("num_samples", [1, 320, 321, 47_520, 47_521, 48_000, 48_001, 143_999])
 def test_chunks_have_the_frames_that_encodec_gives_at_48_khz(num_samples: int):
     sizes = {"num_filters": 4, "hidden_size": 4, "codebook_dim": 4, "num_lstm_layers": 1, "audio_channels": 2}
     config = transformers.EncodecConfig(
