@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/ready
 
-.PHONY: help setup demo test test-all test-kill test-hostile test-published oracles lint bench-main pictures docs samples clean
+.PHONY: help setup demo test test-all test-kill test-hostile test-published oracles lint bench-main bench-encode bench-exactness bench-padding pictures docs samples clean
 
 help:  ## show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv with wavemill, FAISS for the CPU and the development tools
 
@@ -41,6 +41,15 @@ lint: $(STAMP)  ## ruff, basedpyright and the layer test
 	@$(BIN)/ruff format --check .
 	@$(BIN)/basedpyright
 	@$(BIN)/python -m pytest tests/test_layers.py
+
+bench-encode: $(STAMP)  ## time encoding against the published loops; NAMES="mimi ..." CORPUS=FOLDER
+	@$(BIN)/python infra/bench/encode.py $(NAMES) $(if $(CORPUS),--corpus $(CORPUS))
+
+bench-exactness: $(STAMP)  ## codes that differ batched, chunked and in fast mode, at published sizes; NAMES, CORPUS
+	@$(BIN)/python infra/bench/exactness.py $(NAMES) $(if $(CORPUS),--corpus $(CORPUS))
+
+bench-padding: $(STAMP)  ## the share of useful samples in batches for a GPU
+	@$(BIN)/python infra/bench/padding.py
 
 bench-main: $(STAMP)  ## time the main job; CORPUS=FOLDER for your own recordings
 	@$(BIN)/python infra/bench/main_job.py $(CORPUS)

@@ -1,35 +1,119 @@
 """Command-line values to what the jobs take. Each mistake is a `UserError` that says what was expected."""
 
 import os
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-from ..tokenizers.spec import UserError
+from ..tokenizers.spec import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from ..pipelines.tokenize import StreamConfig
-
-
-def parse_streams(arguments: list[str] | None) -> list["StreamConfig"]:
-    """Streams from NAME=TOKENIZER[:CODEBOOK]; both baselines if none are named."""
-    from ..pipelines.tokenize import StreamConfig
-    from ..storage.schema import require_stream_name
+    from ..pipelines.streams import StreamConfig
     from ..tokenizers.tokenizer import TokenizerConfig
+
+
+_STREAM_KEYS = ("weights", "revision", "layer", "num_codebooks", "mode")
+_NEXT_KEY = re.compile(r",(?=[A-Za-z_]+=)")  # a comma within a folder's name is none
+_EXPECTED_STREAM = "expected NAME=TOKENIZER or NAME=TOKENIZER:CODEBOOK, then ,KEY=VALUE if need be."
+
+
+def parse_streams(arguments: list[str] | None, *, local_files_only: bool = False) -> list["StreamConfig"]:
+    """Streams from NAME=TOKENIZER[:CODEBOOK][,KEY=VALUE...]; both baselines if none are named."""
+    from ..pipelines.streams import StreamConfig
+    from ..storage.schema import require_stream_name
 
     streams = []
     for argument in arguments or ["semantic=mfcc-kmeans", "acoustic=mel-rvq"]:
         name, equals, rest = argument.partition("=")
-        tokenizer, _, codebook = rest.partition(":")
-        if not equals or not tokenizer:
-            raise UserError(f"--stream {argument!r}: expected NAME=TOKENIZER or NAME=TOKENIZER:CODEBOOK.")
+        made_with, *settings = _NEXT_KEY.split(rest)
+        tokenizer, _, codebook = made_with.partition(":")
+        if not equals or not tokenizer or "," in made_with:
+            raise UserError(f"--stream {argument!r}: {_EXPECTED_STREAM}")
         require_stream_name(name)
-        streams.append(
-            StreamConfig(name=name, tokenizer=TokenizerConfig(tokenizer=tokenizer), codebook=codebook or None)
+        values = _stream_values(settings, argument)
+        config = tokenizer_config(
+            tokenizer, **values, local_files_only=local_files_only, where=f"--stream {argument!r}"
         )
+        streams.append(StreamConfig(name=name, tokenizer=config, codebook=codebook or None))
     names = [stream.name for stream in streams]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"Two streams are called {twice!r}. Give each a name of its own: NAME=TOKENIZER.")
     return streams
+
+
+def _stream_values(settings: list[str], argument: str) -> dict[str, Any]:
+    """Values by key. Raises `UserError` for keys that are unknown or twice, and numbers that are none."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key not in _STREAM_KEYS:
+            there = ", ".join(_STREAM_KEYS)
+            near = did_you_mean(key, _STREAM_KEYS)
+            raise UserError(f"--stream {argument!r}: there is no key {key!r}; there are: {there}.{near}")
+        if key in values:
+            raise UserError(f"--stream {argument!r}: {key} is there twice; keep one.")
+        if not value:
+            raise UserError(f"--stream {argument!r}: {key} is empty; give it a value or leave it out.")
+        if key in ("layer", "num_codebooks"):
+            if not (value.isascii() and value.isdecimal()):
+                raise UserError(f"--stream {argument!r}: {key} is {value!r}; expected a whole number.")
+            values[key] = int(value)
+        else:
+            values[key] = value
+    return values
+
+
+def tokenizer_config(
+    tokenizer: str,
+    *,
+    weights: str | None = None,
+    revision: str | None = None,
+    layer: int | None = None,
+    num_codebooks: int | None = None,
+    mode: str = "exact",
+    local_files_only: bool = False,
+    where: str = "",
+) -> "TokenizerConfig":
+    """What options ask of a tokenizer. `where` is what a mistake in the mode begins with."""
+    from ..tokenizers.tokenizer import Mode, TokenizerConfig
+
+    modes = [each.value for each in Mode]
+    if mode not in modes:
+        begin = f"{where}: there" if where else "There"
+        raise UserError(f"{begin} is no mode {mode!r}; there are: {', '.join(modes)}.{did_you_mean(mode, modes)}")
+    return TokenizerConfig(
+        tokenizer=tokenizer,
+        weights=None if weights is None else place_of_weights(weights),
+        revision=revision,
+        local_files_only=local_files_only,
+        layer=layer,
+        num_codebooks=num_codebooks,
+        mode=Mode(mode),
+    )
+
+
+def place_of_weights(weights: str) -> str:
+    """A folder that exists as an absolute path, since workers run elsewhere; anything else as it is."""
+    path = os.path.expanduser(weights)
+    return os.path.abspath(path) if os.path.isdir(path) else weights
+
+
+def parse_weights(arguments: list[str] | None, streams: Iterable[str]) -> dict[str, str]:
+    """Where the weights of streams are now, from STREAM=PLACE; `streams` are those that can be named."""
+    there = sorted(streams)
+    places = {}
+    for argument in arguments or ():
+        name, equals, place = argument.partition("=")
+        if not equals or not place:
+            raise UserError(f"--weights {argument!r}: expected STREAM=PLACE, a folder or a hub id.")
+        if name not in there:
+            near = did_you_mean(name, there)
+            raise UserError(
+                f"--weights {argument!r}: there is no stream {name!r} here; there are: {', '.join(there)}.{near}"
+            )
+        places[name] = place_of_weights(place)
+    return places
 
 
 def parse_moved(arguments: list[str] | None) -> dict[str, str]:

@@ -1,5 +1,6 @@
-"""Fits a codebook on a sample of the corpus and writes it with its story."""
+"""Codebooks of a root, with their story: fitted on a sample of the corpus, or brought from elsewhere."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,16 +9,18 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from ..pipelines.centroids import read_centroids
 from ..pipelines.named import require_named
 from ..pipelines.sample import sample_frames
-from ..pipelines.tokenize import CODEBOOKS, Work
+from ..pipelines.streams import CODEBOOKS
+from ..pipelines.tokenize import Work
 from ..storage.codes import open_corpus
 from ..storage.root import Root
 from ..storage.schema import require_stream_name
 from ..tokenizers.codebook import Codebook
 from ..tokenizers.fit import MIN_FRAMES_PER_CENTROID, faiss_version, fit_residual
-from ..tokenizers.numerics import use_one_thread
-from ..tokenizers.registry import load_features
+from ..tokenizers.numerics import use_exact_math, use_one_thread
+from ..tokenizers.registry import describe_features, load_features
 from ..tokenizers.spec import UserError
 from ..tokenizers.tokenizer import TokenizerConfig
 
@@ -47,22 +50,19 @@ def fit_codebook(
 ) -> dict[str, Any]:
     """Sample, fit, write `codebooks/<name>.safetensors`; the header it got. Raises `UserError` before it samples."""
     version = faiss_version()
-    features = load_features(config, device=options.device)
+    described = describe_features(config)
     name = options.name or config.tokenizer
     require_stream_name(name)
     corpus = open_corpus(root)
     require_named(root, corpus, "source", dict(options.source_roots), flag="--source")
     require_named(root, corpus, "speaker", options.leave_out_speakers, flag="--leave-out-speaker")
-    relative = f"{CODEBOOKS}/{name}.safetensors"
-    if root.exists(relative) and not options.replace:
-        raise UserError(
-            f"There is a codebook {name!r} in {root} already. Give the new one another --name, or --replace the old "
-            "one (streams made with it will refuse the new one)."
-        )
-    size = options.size or features.spec.codebook_size
-    num_codebooks = options.num_codebooks or features.spec.num_codebooks
+    relative = _place_for(root, name, replace=options.replace)
+    size = options.size or described.spec.codebook_size
+    num_codebooks = options.num_codebooks or described.spec.num_codebooks
     root.require_writable()
     use_one_thread()
+    use_exact_math()
+    features = load_features(config, device=options.device)
     started = time.monotonic()
     work = Work(
         root_uri=root.uri,
@@ -114,3 +114,44 @@ def fit_codebook(
         "sample_s": round(sampled_s, 2),
         "fit_s": round(time.monotonic() - started - sampled_s, 2),
     }
+
+
+def import_codebook(
+    root: Root, path: str, config: TokenizerConfig, *, name: str | None = None, replace: bool = False
+) -> dict[str, Any]:
+    """Write the centroids of a `.npy` file as a codebook of the root; the header it got.
+
+    They belong to the features that `config` names, which only the person can know. Raises `UserError` for centroids
+    that cannot be theirs.
+    """
+    described = describe_features(config)
+    name = name or config.tokenizer
+    require_stream_name(name)
+    open_corpus(root)
+    relative = _place_for(root, name, replace=replace)
+    centroids_QCD, sha256 = read_centroids(path, described)
+    root.require_writable()
+    num_codebooks, size, dim = centroids_QCD.shape
+    header = {
+        "tokenizer": config.tokenizer,
+        **described.fingerprint,
+        "num_codebooks": num_codebooks,
+        "size": size,
+        "dim": dim,
+        "imported_from": os.path.basename(path),
+        "sha256": sha256,  # of that file
+        "versions": {"torch": torch.__version__},
+    }
+    root.write_bytes(relative, Codebook(centroids_QCD, header).to_bytes())
+    return {"codebook": name, **header}
+
+
+def _place_for(root: Root, name: str, *, replace: bool) -> str:
+    """Where a codebook of a name goes. Raises `UserError` if there is one that must not be replaced."""
+    relative = f"{CODEBOOKS}/{name}.safetensors"
+    if root.exists(relative) and not replace:
+        raise UserError(
+            f"There is a codebook {name!r} in {root} already. Give the new one another --name, or --replace the old "
+            "one (streams made with it will refuse the new one)."
+        )
+    return relative

@@ -6,8 +6,19 @@ from typing import Annotated
 import typer
 
 from ..tokenizers.spec import UserError
-from .arguments import parse_moved, parse_seconds, parse_streams, parse_versions, require_device
-from .console import DeviceOption, JsonOption, MovedOption, RootArgument, app, plain, print_json, say
+from .arguments import parse_moved, parse_seconds, parse_streams, parse_versions, parse_weights, require_device
+from .console import (
+    DeviceOption,
+    JsonOption,
+    LocalOnlyOption,
+    MovedOption,
+    MovedWeightsOption,
+    RootArgument,
+    app,
+    plain,
+    print_json,
+    say,
+)
 
 
 @app.command()
@@ -16,8 +27,9 @@ def tokenize(
     stream: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=TOKENIZER[:CODEBOOK]",
-            help="A stream to make. May be repeated. Default: semantic=mfcc-kmeans and acoustic=mel-rvq.",
+            metavar="NAME=TOKENIZER[:CODEBOOK][,KEY=VALUE...]",
+            help="A stream to make. May be repeated. Keys: weights, revision, layer, num_codebooks, mode. "
+            "Default: semantic=mfcc-kmeans and acoustic=mel-rvq. `wavemill tokenizers` lists tokenizers.",
         ),
     ] = None,
     engine: Annotated[str, typer.Option(help="ray or inline (this process).")] = "ray",
@@ -33,6 +45,7 @@ def tokenize(
     deadline: Annotated[
         str, typer.Option(help="A decoder without a sign of life for so long is stopped, its file quarantined.")
     ] = "60s",
+    local_files_only: LocalOnlyOption = False,
     source: MovedOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -50,9 +63,8 @@ def tokenize(
         any_numerics=any_numerics,
         decoder=DecoderSettings(deadline_s=parse_seconds(deadline, "--deadline", least_s=1)),
     )
-    summary = tokenize_stage(
-        Root(root), parse_streams(stream), options, engine=engine, address=address, workers=workers
-    )
+    streams = parse_streams(stream, local_files_only=local_files_only)
+    summary = tokenize_stage(Root(root), streams, options, engine=engine, address=address, workers=workers)
     if json_:
         print_json(tokenize_figures(summary))
 
@@ -67,6 +79,8 @@ def decode(
     stream: Annotated[str, typer.Option(help="An acoustic stream.")] = "acoustic",
     codebooks: Annotated[int | None, typer.Option(min=1, help="Only the first so many: lower fidelity.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many segments if no ids are given.")] = 5,
+    weights: MovedWeightsOption = None,
+    local_files_only: LocalOnlyOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Write the sound that acoustic tokens stand for."""
@@ -84,6 +98,8 @@ def decode(
         limit=limit,
         num_codebooks=codebooks,
         folder=to,
+        weights=parse_weights(weights, [stream]).get(stream),
+        local_files_only=local_files_only,
     ):
         written.append({name: getattr(sound, name) for name in sound.__slots__})
         if not json_:
@@ -97,19 +113,22 @@ def verify(
     root: RootArgument,
     sample: Annotated[int, typer.Option(min=0, help="Segments to tokenize again, alone.")] = 20,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    weights: MovedWeightsOption = None,
+    local_files_only: LocalOnlyOption = False,
     source: MovedOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Read everything back with checksums, compare streams with the corpus row by row, tokenize a sample again."""
     from ..pipelines.named import require_named
     from ..pipelines.verify import verify as check
-    from ..storage.codes import open_corpus
+    from ..storage.codes import list_streams, open_corpus
     from ..storage.root import Root
     from .progress import Progress
 
     place = Root(root)
     corpus = open_corpus(place)
     require_named(place, corpus, "source", moved := parse_moved(source), flag="--source")
+    moved_weights = parse_weights(weights, list_streams(place))
     with Progress("verify", total_segments=corpus.num_rows) as progress:
         verdict = check(
             place,
@@ -117,6 +136,8 @@ def verify(
             sample=sample,
             seed=seed,
             source_roots=moved,
+            weights=moved_weights,
+            local_files_only=local_files_only,
             on_shard=lambda segments, audio_s: progress.advance(segments=segments, audio_s=audio_s, errors=0),
         )
     if json_:

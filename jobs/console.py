@@ -15,7 +15,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 corpus_app = typer.Typer(help="Build and look at the table of segments that jobs work on.", no_args_is_help=True)
-codebook_app = typer.Typer(help="Fit codebooks.", no_args_is_help=True)
+codebook_app = typer.Typer(help="Fit codebooks, or bring your own.", no_args_is_help=True)
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(codebook_app, name="codebook")
 
@@ -26,6 +26,16 @@ MovedOption = Annotated[
     typer.Option("--source", metavar="NAME=PATH", help="Where a source is now, if it has moved. May be repeated."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
+WeightsOption = Annotated[
+    str | None, typer.Option(metavar="PLACE", help="A folder or a hub id; default: the published ones.")
+]
+RevisionOption = Annotated[str | None, typer.Option(help="Of a hub id: a commit, a branch or a tag.")]
+LayerOption = Annotated[int | None, typer.Option(min=0, help="Of features; default: the tokenizer's own.")]
+LocalOnlyOption = Annotated[bool, typer.Option("--local-files-only", help="Never ask the network for weights.")]
+MovedWeightsOption = Annotated[
+    list[str] | None,
+    typer.Option("--weights", metavar="STREAM=PLACE", help="Where weights are now: a folder, a hub id. Repeatable."),
+]
 
 
 def print_json(value: Any) -> None:

@@ -11,7 +11,7 @@ from ..pipelines.entries import AudioError
 from ..pipelines.inspection import describe_corpus, describe_streams
 from ..pipelines.listen import decode_segments
 from ..pipelines.reading import Row, open_reader
-from ..pipelines.tokenize import StreamConfig, open_stream_tokenizer
+from ..pipelines.streams import StreamConfig, open_stream_tokenizer
 from ..pipelines.verify import verify
 from ..storage.codes import open_corpus, open_stream
 from ..storage.dataset import TokenDataset, collate

@@ -12,13 +12,14 @@ import sys
 import tempfile
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from ..pipelines.tokenize import ShardReport, ShardTask, Work, Worker, WorkerAbout
 from ..tokenizers.spec import RunFailed, UserError
+from .engine import task_groups
 
 _ATTEMPTS = 3  # of a shard whose worker died
 _READY_S = 120.0
@@ -63,10 +64,10 @@ def _require_reachable(address: str | None) -> None:
 
 @dataclass(slots=True)
 class _Slot:
-    """A place for one worker: its actor and what it is doing."""
+    """A place for one worker: its actor and the shards that it has."""
 
     actor: Any
-    task: ShardTask | None = None
+    group: tuple[ShardTask, ...] = ()
 
 
 class RayEngine:
@@ -83,6 +84,7 @@ class RayEngine:
         self._num_workers = num_workers
         self._cleanup = contextlib.ExitStack()
         self._slots: list[_Slot] = []
+        self._work: Work | None = None
         self._work_ref: Any = None
         self._actor_class: Any = None
 
@@ -101,6 +103,7 @@ class RayEngine:
         self._actor_class = ray.remote(
             num_cpus=0.5 if on_gpu else 1, num_gpus=1 if on_gpu else 0, max_restarts=0, max_task_retries=0
         )(Worker)
+        self._work = work
         self._work_ref = ray.put(work)
         actors = [self._new_actor() for _ in range(count)]
         abouts = [actor.about.remote() for actor in actors]
@@ -123,47 +126,48 @@ class RayEngine:
                 "needs the same wavemill installed and must see the same root."
             ) from error
 
-    def run(self, tasks: Iterable[ShardTask]) -> Iterator[ShardReport]:
-        queue = deque(tasks)
+    def run(self, tasks: Sequence[ShardTask]) -> Iterator[ShardReport]:
+        assert self._work is not None, "start first"
+        queue = deque(task_groups(tasks, self._work, num_workers=len(self._slots)))
         attempts: Counter[int] = Counter()
         lost: list[int] = []
         running: dict[Any, _Slot] = {}
 
         def feed(slot: _Slot) -> None:
-            slot.task = queue.popleft() if queue else None
-            if slot.task is not None:
-                running[slot.actor.tokenize.remote(slot.task)] = slot
+            slot.group = queue.popleft() if queue else ()
+            if slot.group:
+                running[slot.actor.tokenize.remote(slot.group)] = slot
 
         for slot in self._slots:
             feed(slot)
         while running:
             for done in self._ray.wait(list(running), num_returns=1)[0]:
                 slot = running.pop(done)
-                task = slot.task
-                assert task is not None
                 try:
-                    report = self._get(done)
+                    reports = self._get(done)
                 except (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError):
-                    attempts[task.shard] += 1
-                    print(
-                        f"a worker died on shard {task.shard} (time {attempts[task.shard]} of {_ATTEMPTS})",
-                        file=sys.stderr,
-                    )
-                    if attempts[task.shard] < _ATTEMPTS:
-                        queue.append(task)
-                    else:
-                        lost.append(task.shard)
+                    again = self._note_death(slot.group, attempts)
+                    queue.extend((task,) for task in again)  # each for itself: one may be what kills
+                    lost += [task.shard for task in slot.group if task not in again]
                     slot.actor = self._new_actor()
                     feed(slot)
                     continue
                 feed(slot)
-                yield report
+                yield from reports
         if lost:
             raise RunFailed(
                 f"Workers died {_ATTEMPTS} times on shard(s) {', '.join(map(str, sorted(lost)))}; these are missing. "
                 "Everything else is done. Look for a file there that kills decoders, or for too little memory; "
                 "then run the command again."
             )
+
+    def _note_death(self, group: tuple[ShardTask, ...], attempts: Counter[int]) -> list[ShardTask]:
+        """Count and tell that a worker died on a group; those of its shards that may be tried again."""
+        attempts.update(task.shard for task in group)
+        shards = f"shard{'s' * (len(group) > 1)} {', '.join(str(task.shard) for task in group)}"
+        times = max(attempts[task.shard] for task in group)
+        print(f"a worker died on {shards} (time {times} of {_ATTEMPTS})", file=sys.stderr)
+        return [task for task in group if attempts[task.shard] < _ATTEMPTS]
 
     def close(self) -> None:
         self._slots = []

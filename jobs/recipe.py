@@ -90,6 +90,15 @@ def _local(path: str, info: ValidationInfo) -> str:
     return place
 
 
+def _weights(value: str, info: ValidationInfo) -> str:
+    """A folder of weights as an absolute path, counted from the recipe's folder; what is no folder is a hub id."""
+    folder = (info.context or {}).get("folder")
+    if not value.strip():
+        raise Mistake("expected a folder or a hub id, found nothing.")
+    place = os.path.normpath(os.path.join(folder or ".", os.path.expanduser(value)))
+    return os.path.abspath(place) if os.path.isdir(place) else value
+
+
 def _source(value: Any, info: ValidationInfo) -> Any:
     """`[NAME=]PATH` as the keys of a source; what is no text is left to the model."""
     if not isinstance(value, str):
@@ -103,6 +112,12 @@ def _source(value: Any, info: ValidationInfo) -> Any:
 
 LocalPath = Annotated[str, AfterValidator(_local)]
 StreamName = Annotated[str, AfterValidator(_stream_name)]
+WeightsPlace = Annotated[str, AfterValidator(_weights)]
+
+_TOKENIZER = "a name that `wavemill tokenizers` lists"
+_WEIGHTS = "a folder in Hugging Face layout or a hub id; null: the published ones"
+_REVISION = "of a hub id: a commit, a branch or a tag; null: the newest"
+_LAYER = "of features; null: the tokenizer's own"
 
 
 class Source(Section):
@@ -225,8 +240,12 @@ class Corpus(Section):
 
 
 class Codebook(Section):
-    tokenizer: str = Field(description="mfcc-kmeans or mel-rvq")
+    tokenizer: str = Field(description=_TOKENIZER)
     name: StreamName | None = Field(default=None, description="null: the tokenizer's")
+    weights: WeightsPlace | None = Field(default=None, description=_WEIGHTS)
+    revision: str | None = Field(default=None, description=_REVISION)
+    layer: int | None = Field(default=None, ge=0, description=_LAYER)
+    file: LocalPath | None = Field(default=None, description="centroids from elsewhere, .npy; null: fitted here")
     size: int | None = Field(
         default=None, ge=2, le=1 << 20, description="centroids per codebook; null: the tokenizer's own"
     )
@@ -239,18 +258,28 @@ class Codebook(Section):
     seed: int = Field(default=0, ge=0, le=10**9, description="of the sample and the fit")
     leave_out_speakers: list[str] = Field(default=[], description="kept for measuring")
 
+    @model_validator(mode="after")
+    def _fitted_or_from_a_file(self) -> Self:
+        for key in ("size", "num_codebooks", "budget", "seed", "leave_out_speakers"):
+            if self.file is not None and getattr(self, key) != type(self).model_fields[key].default:
+                raise Mistake("centroids from a file are as they are; take this key away, or file.", key)
+        return self
+
     @property
     def codebook_name(self) -> str:
         return self.name or self.tokenizer
 
 
 class Stream(Section):
-    tokenizer: str = Field(description="mfcc-kmeans or mel-rvq")
-    codebook: str | None = Field(default=None, description="null: the one of the tokenizer's name")
-
-    @property
-    def codebook_name(self) -> str:
-        return self.codebook or self.tokenizer
+    tokenizer: str = Field(description=_TOKENIZER)
+    codebook: str | None = Field(default=None, description="null: the one of the tokenizer's name, or its own")
+    weights: WeightsPlace | None = Field(default=None, description=_WEIGHTS)
+    revision: str | None = Field(default=None, description=_REVISION)
+    layer: int | None = Field(default=None, ge=0, description=_LAYER)
+    num_codebooks: int | None = Field(
+        default=None, ge=1, description="of codecs, the first so many; null: as published"
+    )
+    mode: Literal["exact", "fast"] = Field(default="exact", description="exact (float32), or fast (bfloat16)")
 
 
 class Tokenize(Section):
@@ -262,6 +291,7 @@ class Tokenize(Section):
         default=0.05, ge=0, le=1, description="stop when more than this share of segments fails"
     )
     any_numerics: bool = Field(default=False, description="let one stream mix machines whose rounding may differ")
+    local_files_only: bool = Field(default=False, description="never ask the network for weights")
 
 
 class Export(Section):
@@ -275,7 +305,7 @@ class Recipe(Section):
     corpus: Corpus = Field(description="the recordings, and how they become segments")
     codebooks: list[Codebook] = Field(
         default=[Codebook(tokenizer="mfcc-kmeans"), Codebook(tokenizer="mel-rvq")],
-        description="fitted where there is none of the name yet",
+        description="made where there is none of the name yet; if left out: those that the streams need",
     )
     streams: dict[StreamName, Stream] = Field(
         default={"semantic": Stream(tokenizer="mfcc-kmeans"), "acoustic": Stream(tokenizer="mel-rvq")},

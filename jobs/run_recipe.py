@@ -2,18 +2,21 @@
 
 import glob
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from ..pipelines.centroids import read_centroids
 from ..pipelines.decoder import DecoderSettings
-from ..pipelines.tokenize import CODEBOOKS, StreamConfig
+from ..pipelines.streams import CODEBOOKS, StreamConfig, describe_stream
 from ..storage.codes import open_corpus, open_stream
 from ..storage.root import Root
 from ..storage.table import Snapshot, read_snapshot
-from ..tokenizers.codebook import Codebook as FittedCodebook
+from ..tokenizers.codebook import Codebook as StoredCodebook
 from ..tokenizers.fit import faiss_version
-from ..tokenizers.registry import describe
+from ..tokenizers.registry import describe, describe_features, require_tokenizer
 from ..tokenizers.spec import UserError
-from ..tokenizers.tokenizer import TokenizerConfig
+from ..tokenizers.tokenizer import Description, Mode, TokenizerConfig
 from .arguments import parse_bytes, require_device
 from .codebook import FitOptions
 from .console import plain, say
@@ -25,10 +28,12 @@ from .stages import (
     export_stage,
     exported,
     fit_stage,
+    import_stage,
     is_whole,
     snapshot_versions,
     tokenize_figures,
     tokenize_stage,
+    words_of,
 )
 from .tokenize import TokenizeOptions
 
@@ -60,13 +65,14 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
         separate=recipe.corpus.separate,
         decoder=decoder,
     )
-    say(f"[2/{steps}] codebooks: {', '.join(each.codebook_name for each in recipe.codebooks) or 'none'}")
-    codebooks = [_fit(root, codebook, device=recipe.tokenize.device) for codebook in recipe.codebooks]
-    say(f"[3/{steps}] tokenize: {', '.join(f'{each.name}={each.tokenizer.tokenizer}' for each in _streams(recipe))}")
+    asked_for = codebooks_of(recipe)
+    say(f"[2/{steps}] codebooks: {', '.join(each.codebook_name for each in asked_for) or 'none'}")
+    codebooks = [_make(root, codebook, recipe) for codebook in asked_for]
+    say(f"[3/{steps}] tokenize: {', '.join(f'{each.name}={each.tokenizer.tokenizer}' for each in streams_of(recipe))}")
     asked = recipe.tokenize
     summary = tokenize_stage(
         root,
-        _streams(recipe),
+        streams_of(recipe),
         TokenizeOptions(
             device=asked.device,
             max_error_share=asked.max_error_share,
@@ -101,29 +107,65 @@ def require_ready(recipe: Recipe, root: Root) -> None:
     separate = recipe.corpus.separate
     if separate is not None and not os.path.isfile(separate):
         raise UserError(f"corpus.separate: there is no file {plain(separate)!r}.")
-    for codebook in recipe.codebooks:
-        describe(TokenizerConfig(tokenizer=codebook.tokenizer))
-        header = _fitted(root, codebook.codebook_name)
-        if header is None:
-            faiss_version()
+    codebooks = {codebook.codebook_name: codebook for codebook in codebooks_of(recipe)}
+    for name, codebook in codebooks.items():
+        with _told_of(f"The codebook {name!r}"):
+            described = describe_features(_codebook_config(codebook, recipe))
+        header = _header(root, name)
+        if header is not None:
+            _require_same_fit(root, codebook, header, described)
+        elif codebook.file is not None:
+            read_centroids(codebook.file, described)
         else:
-            _require_same_fit(root, codebook, header)
-    fitted = {codebook.codebook_name: codebook.tokenizer for codebook in recipe.codebooks}
-    for name, stream in recipe.streams.items():
-        describe(TokenizerConfig(tokenizer=stream.tokenizer))
-        book = stream.codebook_name
-        header = None if book in fitted else _fitted(root, book)
-        if book not in fitted and header is None:
+            faiss_version()
+    for stream in streams_of(recipe):
+        _require_stream_ready(recipe, root, stream, codebooks)
+
+
+def _require_stream_ready(recipe: Recipe, root: Root, stream: StreamConfig, codebooks: dict[str, Codebook]) -> None:
+    """Raise `UserError` for a stream whose tokenizer cannot be had, or whose codebook is missing or not its own."""
+    book, header = stream.codebook_name, None
+    if book is not None:
+        header = _header(root, book)
+    if header is not None:
+        _require_made_for(stream, stream.tokenizer.tokenizer, str(header.get("tokenizer")))
+    with _told_of(f"streams.{stream.name}"):
+        described = describe(stream.tokenizer)
+        if header is not None or not require_tokenizer(stream.tokenizer.tokenizer).needs_codebook:
+            describe_stream(root, stream)
+            return
+    assert book is not None, "a tokenizer that needs a codebook names one"
+    if book not in codebooks:
+        raise UserError(
+            f"streams.{stream.name} needs the codebook {book!r}, which is neither in the recipe's codebooks "
+            f"({', '.join(codebooks) or 'none'}) nor in {root}. Add it to codebooks, or name another."
+        )
+    _require_made_for(stream, stream.tokenizer.tokenizer, codebooks[book].tokenizer)
+    ours = described.fingerprint
+    theirs = describe(_codebook_config(codebooks[book], recipe)).fingerprint
+    for part in ("weights", "layer"):
+        if ours.get(part) != theirs.get(part):
             raise UserError(
-                f"streams.{name} needs the codebook {book!r}, which is neither in the recipe's codebooks "
-                f"({', '.join(fitted) or 'none'}) nor in {root}. Add it to codebooks, or name another."
+                f"streams.{stream.name} uses {part} {_short(ours.get(part))}, its codebook {book!r} is made for {part} "
+                f"{_short(theirs.get(part))}. Give both the same {part}."
             )
-        made_for = fitted[book] if header is None else header.get("tokenizer")
-        if made_for != stream.tokenizer:
-            raise UserError(
-                f"streams.{name} uses tokenizer {stream.tokenizer!r}, its codebook {book!r} is one for {made_for!r}. "
-                "Name a codebook of its own tokenizer."
-            )
+
+
+@contextmanager
+def _told_of(place: str) -> Iterator[None]:
+    """Say of a mistake where in the recipe it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+
+
+def _require_made_for(stream: StreamConfig, tokenizer: str, made_for: str) -> None:
+    if made_for != tokenizer:
+        raise UserError(
+            f"streams.{stream.name} uses tokenizer {tokenizer!r}, its codebook {stream.codebook_name!r} is one for "
+            f"{made_for!r}. Name a codebook of its own tokenizer."
+        )
 
 
 def plan(recipe: Recipe) -> list[str]:
@@ -133,16 +175,17 @@ def plan(recipe: Recipe) -> list[str]:
     have = "a new folder" if corpus is None else f"{corpus.num_rows:,} segments at corpus version {corpus.version}"
     lines = [f"root: {root} ({have})"]
     lines.append(f"corpus: adds what is new in {_sources(recipe)}; {recipe.corpus.policy().words()}")
-    for codebook in recipe.codebooks:
-        header = _fitted(root, codebook.codebook_name)
-        lines.append(
-            f"codebook {codebook.codebook_name}: " + (_fit_words(codebook) if header is None else _kept(header))
-        )
-    for stream in _streams(recipe):
+    for codebook in codebooks_of(recipe):
+        header = _header(root, codebook.codebook_name)
+        words = _made_words(codebook, recipe) if header is None else _kept(header)
+        lines.append(f"codebook {codebook.codebook_name}: {words}")
+    for stream in streams_of(recipe):
         snapshot = read_snapshot(root, stream.folder)
         done = len(snapshot.files) if snapshot else 0
         of = f"; {done:,} of {len(corpus.files):,} shards are done" if corpus else ""
-        lines.append(f"stream {stream.name}: {stream.tokenizer.tokenizer} with codebook {stream.codebook_name}{of}")
+        book = f", with codebook {stream.codebook_name}" if stream.codebook_name else ""
+        words = f"{stream.tokenizer.tokenizer}{words_of(stream.tokenizer)}, mode {stream.tokenizer.mode}{book}"
+        lines.append(f"stream {stream.name}: {words}{of}")
     asked = recipe.tokenize
     where = f"Ray at {asked.address}" if asked.address and asked.engine == "ray" else f"engine {asked.engine}"
     lines.append(
@@ -156,30 +199,72 @@ def plan(recipe: Recipe) -> list[str]:
     return [plain(line) for line in lines]
 
 
-def _streams(recipe: Recipe) -> list[StreamConfig]:
+def streams_of(recipe: Recipe) -> list[StreamConfig]:
+    """The streams as jobs take them."""
     return [
-        StreamConfig(name=name, tokenizer=TokenizerConfig(tokenizer=stream.tokenizer), codebook=stream.codebook_name)
+        StreamConfig(
+            name=name,
+            tokenizer=TokenizerConfig(
+                tokenizer=stream.tokenizer,
+                weights=stream.weights,
+                revision=stream.revision,
+                local_files_only=recipe.tokenize.local_files_only,
+                layer=stream.layer,
+                num_codebooks=stream.num_codebooks,
+                mode=Mode(stream.mode),
+            ),
+            codebook=stream.codebook,
+        )
         for name, stream in recipe.streams.items()
     ]
+
+
+def codebooks_of(recipe: Recipe) -> list[Codebook]:
+    """The codebooks that a recipe names; of one that names none, those of the streams that need theirs."""
+    if "codebooks" in recipe.model_fields_set:
+        return recipe.codebooks
+    needed: dict[str, Codebook] = {}
+    for stream in recipe.streams.values():
+        if stream.codebook is None and require_tokenizer(stream.tokenizer).needs_codebook:
+            needed.setdefault(
+                stream.tokenizer,
+                Codebook(
+                    tokenizer=stream.tokenizer, weights=stream.weights, revision=stream.revision, layer=stream.layer
+                ),
+            )
+    return list(needed.values())
+
+
+def _codebook_config(codebook: Codebook, recipe: Recipe) -> TokenizerConfig:
+    return TokenizerConfig(
+        tokenizer=codebook.tokenizer,
+        weights=codebook.weights,
+        revision=codebook.revision,
+        local_files_only=recipe.tokenize.local_files_only,
+        layer=codebook.layer,
+    )
 
 
 def _sources(recipe: Recipe) -> str:
     return plain(", ".join(source.argument() for source in recipe.corpus.sources))
 
 
-def _fitted(root: Root, name: str) -> dict[str, Any] | None:
+def _header(root: Root, name: str) -> dict[str, Any] | None:
     """The header of a codebook of the root, or None if there is none."""
     try:
         content = root.read_bytes(f"{CODEBOOKS}/{name}.safetensors")
     except FileNotFoundError:
         return None
-    return FittedCodebook.from_bytes(content, name=name).header
+    return StoredCodebook.from_bytes(content, name=name).header
 
 
-def _require_same_fit(root: Root, codebook: Codebook, header: dict[str, Any]) -> None:
-    """Raise `UserError` if a codebook that is there was fitted otherwise than the recipe says."""
+def _require_same_fit(root: Root, codebook: Codebook, header: dict[str, Any], described: Description) -> None:
+    """Raise `UserError` if a codebook that is there was made otherwise than the recipe says."""
     asked = {
         "tokenizer": ("tokenizer", codebook.tokenizer),
+        "weights": ("weights", described.fingerprint.get("weights")),
+        "layer": ("layer", described.fingerprint.get("layer")),
+        "file": ("imported_from", codebook.file and os.path.basename(codebook.file)),
         "size": ("size", codebook.size),
         "num_codebooks": ("num_codebooks", codebook.num_codebooks),
         "budget": ("budget_bytes", parse_bytes(codebook.budget)),
@@ -187,19 +272,28 @@ def _require_same_fit(root: Root, codebook: Codebook, header: dict[str, Any]) ->
         "leave_out_speakers": ("speakers_left_out", sorted(codebook.leave_out_speakers)),
     }
     for key, (in_header, value) in asked.items():
-        if key in codebook.model_fields_set and value is not None and header.get(in_header) != value:
+        theirs = header.get(in_header)
+        if key in codebook.model_fields_set and value is not None and theirs != value:
             raise UserError(
-                f"The codebook {codebook.codebook_name!r} in {root} was fitted with {key} {header.get(in_header)}, the "
-                f"recipe says {value}. It is kept: give the new one another name, or take {key} out of the recipe."
+                f"The codebook {codebook.codebook_name!r} in {root} was made with {key} {_short(theirs)}, the recipe "
+                f"says {_short(value)}. It is kept: give the new one another name, or take {key} out of the recipe."
             )
 
 
-def _fit(root: Root, codebook: Codebook, *, device: str) -> dict[str, Any]:
-    name = codebook.codebook_name
-    header = _fitted(root, name)
+def _short(value: Any) -> str:
+    """A value in a sentence: of a hash, its first digits."""
+    return value[:16] if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def _make(root: Root, codebook: Codebook, recipe: Recipe) -> dict[str, Any]:
+    """Fit a codebook or take it from its file, unless it is there already."""
+    name, config = codebook.codebook_name, _codebook_config(codebook, recipe)
+    header = _header(root, name)
     if header is not None:
         say(f"Codebook {name}: {_kept(header)}.")
         return {"codebook": name, "fitted": False}
+    if codebook.file is not None:
+        return {**import_stage(root, codebook.file, config, name=name), "fitted": False}
     options = FitOptions(
         name=name,
         size=codebook.size,
@@ -207,18 +301,21 @@ def _fit(root: Root, codebook: Codebook, *, device: str) -> dict[str, Any]:
         budget_bytes=parse_bytes(codebook.budget),
         seed=codebook.seed,
         leave_out_speakers=frozenset(codebook.leave_out_speakers),
-        device=device,
+        device=recipe.tokenize.device,
     )
-    return {**fit_stage(root, TokenizerConfig(tokenizer=codebook.tokenizer), options), "fitted": True}
+    return {**fit_stage(root, config, options), "fitted": True}
 
 
 def _kept(header: dict[str, Any]) -> str:
     return f"there already, {header.get('num_codebooks')} x {header.get('size')}, kept"
 
 
-def _fit_words(codebook: Codebook) -> str:
+def _made_words(codebook: Codebook, recipe: Recipe) -> str:
+    of = f"{codebook.tokenizer}{words_of(_codebook_config(codebook, recipe))}"
+    if codebook.file is not None:
+        return f"is taken from {codebook.file} for {of}"
     size = "the tokenizer's own size" if codebook.size is None else f"{codebook.size:,} centroids"
-    return f"is fitted for {codebook.tokenizer}: {size}, {codebook.budget} of frames, seed {codebook.seed}"
+    return f"is fitted for {of}: {size}, {codebook.budget} of frames, seed {codebook.seed}"
 
 
 def _export_streams(recipe: Recipe, export: Export) -> list[str]:

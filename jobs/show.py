@@ -1,14 +1,19 @@
 """For people: what `corpus show`, `inspect`, `phones` and `quarantine` print without --json."""
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..pipelines.policy import CorpusPolicy
+
+if TYPE_CHECKING:  # it imports torch, which looking at a dataset does without
+    from ..tokenizers.tokenizer import TokenizerEntry
 
 
 def show_corpus(corpus: dict[str, Any]) -> None:
@@ -35,6 +40,99 @@ def show_kinds(kinds: dict[str, str]) -> None:
     for name, sentence in kinds.items():
         table.add_row(name, Text(sentence))
     Console().print(table)
+
+
+def describe_entries(entries: Iterable["TokenizerEntry"]) -> list[dict[str, Any]]:
+    """Everything that the registry knows of tokenizers, for programs."""
+    return [
+        {
+            "name": entry.spec.tokenizer,
+            "kind": entry.kind,
+            "about": entry.about,
+            "frame_rate": exact_rate(entry.spec.frame_rate),
+            "bits_per_second": entry.spec.bits_per_second,
+            "needs_codebook": entry.needs_codebook,
+            "decodes": bool(entry.spec.decode_sample_rate),
+            "last_frame": entry.last_frame,
+            "long_audio": entry.long_audio,
+            "layer": entry.layer,
+            "num_layers": entry.num_layers,
+            "modes": [mode.value for mode in entry.modes],
+            "fast_change": entry.fast_change,
+            "weights": entry.weights,
+            "licence": entry.licence,
+            "spec": entry.spec.to_json(),
+        }
+        for entry in entries
+    ]
+
+
+def exact_rate(rate: Fraction) -> str:
+    """A rate as a decimal number where that is exact, else as a fraction: 75, 12.5, 86.1328125, 50/3."""
+    digits = next((digits for digits in range(10) if (rate * 10**digits).denominator == 1), None)
+    return str(rate) if digits is None else f"{float(rate):.{digits}f}"
+
+
+def show_tokenizers(entries: list[dict[str, Any]]) -> None:
+    """Print a table of the tokenizers of each kind, and one of their published weights."""
+    for kind, last in (("semantic", "layers"), ("acoustic", "decodes")):
+        columns = ("frames/s", "codebooks", "bits/s", "frames", last)
+        table = _listing(f"{kind} tokenizers", ("name", *columns))
+        for entry in entries:
+            if entry["kind"] == kind:
+                spec = entry["spec"]
+                layers = "-" if entry["layer"] is None else f"{entry['layer']} of 0-{entry['num_layers']}"
+                table.add_row(
+                    entry["name"],
+                    entry["frame_rate"],
+                    f"{spec['num_codebooks']} x {spec['codebook_size']:,}",
+                    f"{entry['bits_per_second']:,.0f}",
+                    spec["frame_rule"],
+                    layers if kind == "semantic" else f"{spec['decode_sample_rate'] / 1000:g} kHz",
+                )
+        Console().print(table)
+    table = _listing("published weights", ("name", "on the hub", "licence"))
+    for entry in entries:
+        if entry["weights"]:
+            table.add_row(entry["name"], entry["weights"], entry["licence"])
+    Console().print(table)
+    print("Frames: floor, whole windows only; ceil, the last hop is padded. Layers: the")
+    print("default of those there are. Codebooks are the tokenizer's own, but for features")
+    print("(mfcc-kmeans, mel-rvq, all with layers), whose codebooks are fitted or imported.")
+
+
+def _listing(title: str, columns: tuple[str, ...]) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for number, name in enumerate(columns):
+        figure = name in ("frames/s", "codebooks", "bits/s")
+        table.add_column(name, style=None if number else "bold", justify="right" if figure else "left", no_wrap=True)
+    return table
+
+
+def show_checked(checked: dict[str, Any]) -> None:
+    """Print what was compared and what differs, a line for each promise."""
+    table = Table(title=Text(f"{checked['tokenizer']}@{checked['fingerprint']}"), title_justify="left")
+    table.add_column("promise")
+    table.add_column("compared", justify="right")
+    table.add_column("differ", justify="right")
+    table.add_column("near-ties", justify="right", no_wrap=True)
+    table.add_column("")
+    for promise in checked["promises"]:
+        table.add_row(
+            promise["name"],
+            f"{promise['compared']:,} {promise['of']}",
+            f"{promise['different']:,}",
+            f"{promise['near_ties']:,}",
+            "kept" if promise["kept"] else Text("NOT KEPT", style="bold red"),
+        )
+    Console().print(table)
+    left = f"; {checked['unreadable']:,} could not be read" if checked["unreadable"] else ""
+    taken = f"{checked['segments']:,} segments, {checked['duration_s']:.1f} s{left}"
+    print(f"{taken}. Codebook: {_safe(checked['codebook'])}.")
+    if checked["fast"]:
+        changed, compared = checked["fast"]["changed"], checked["fast"]["compared"]
+        print(f"Mode fast changes {changed:,} of {compared:,} codes ({changed / max(compared, 1):.2%}) here.")
+    print(f"Miss rate: {checked['miss_rate']:.4%} of the codes that were compared.")
 
 
 def show_dataset(dataset: dict[str, Any]) -> None:

@@ -14,14 +14,15 @@ from ..pipelines.audio import Limits
 from ..pipelines.decoder import DecoderSettings
 from ..pipelines.export import export_webdataset
 from ..pipelines.policy import CorpusPolicy
-from ..pipelines.tokenize import StreamConfig
+from ..pipelines.streams import StreamConfig
 from ..storage.codes import CORPUS
 from ..storage.root import Root
 from ..storage.table import Snapshot
 from ..tokenizers.fit import MIN_FRAMES_PER_CENTROID
+from ..tokenizers.registry import require_tokenizer
 from ..tokenizers.spec import UserError, did_you_mean
 from ..tokenizers.tokenizer import TokenizerConfig
-from .codebook import FitOptions, fit_codebook
+from .codebook import FitOptions, fit_codebook, import_codebook
 from .console import plain, say
 from .corpus import BuildResult, SourceArgument, build_corpus
 from .engine import Engine, InlineEngine
@@ -121,6 +122,32 @@ def fit_stage(root: Root, config: TokenizerConfig, options: FitOptions) -> dict[
             "Give more audio, a larger budget or a smaller size."
         )
     return header
+
+
+def import_stage(
+    root: Root, path: str, config: TokenizerConfig, *, name: str | None = None, replace: bool = False
+) -> dict[str, Any]:
+    """Take centroids from a file into `root` as a codebook; its header."""
+    header = import_codebook(root, path, config, name=name, replace=replace)
+    say(
+        f"Codebook {header['codebook']}: {header['num_codebooks']} x {header['size']:,} centroids of {header['dim']} "
+        f"dimensions for {config.tokenizer}{words_of(config)}, from {plain(header['imported_from'])}."
+    )
+    return header
+
+
+def words_of(config: TokenizerConfig) -> str:
+    """`, layer 9 of facebook/hubert-base-ls960`: what a configuration adds to the tokenizer's name, or nothing."""
+    entry = require_tokenizer(config.tokenizer)
+    if entry.weights is None:
+        return ""
+    weights = config.weights or entry.weights
+    revision = f" at revision {config.revision}" if config.revision else ""
+    if entry.layer is not None:
+        part = f"layer {entry.layer if config.layer is None else config.layer}"
+    else:
+        part = f"{config.num_codebooks or entry.spec.num_codebooks} codebooks"
+    return f", {part} of {plain(weights)}{revision}"
 
 
 def tokenize_stage(

@@ -11,26 +11,25 @@ from typing import Any
 
 from ..pipelines.decoder import DecoderSettings
 from ..pipelines.named import require_named
-from ..pipelines.tokenize import (
-    ShardReport,
-    ShardTask,
+from ..pipelines.streams import (
     StreamConfig,
     StreamMismatch,
-    Work,
-    WorkerAbout,
     describe_stream,
     first_difference,
     full_fingerprint,
     require_same_corpus,
     require_same_fingerprint,
+    without_revision,
 )
+from ..pipelines.tokenize import ShardReport, ShardTask, Work, WorkerAbout
 from ..storage.codes import open_corpus
 from ..storage.failpoints import failpoint
 from ..storage.root import Root
 from ..storage.schema import stream_schema
 from ..storage.table import Snapshot, TableWriter, create_table, read_snapshot
+from ..tokenizers.ladder import BATCH_SECONDS
 from ..tokenizers.spec import RunFailed, StreamSpec
-from ..tokenizers.tokenizer import fingerprint_hash
+from ..tokenizers.tokenizer import Mode, fingerprint_hash
 from .engine import Engine
 
 _COMMIT_EVERY_S = 5.0
@@ -47,6 +46,13 @@ class TokenizeOptions:
     decode_threads: int = 1
     decode_ahead_bytes: int = 512 * 1024 * 1024
     decoder: DecoderSettings = field(default_factory=DecoderSettings)
+    batch_seconds: float | None = None  # of padded audio; None: each mode's own on a GPU, none on a CPU
+
+    def batches(self) -> dict[Mode, float] | None:
+        """Seconds of padded audio in a batch, or None where each segment is encoded alone."""
+        if self.batch_seconds is not None:
+            return dict.fromkeys(Mode, self.batch_seconds)
+        return BATCH_SECONDS if self.device.startswith("cuda") else None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,14 +119,16 @@ def tokenize(
         decode_threads=options.decode_threads,
         decode_ahead_bytes=options.decode_ahead_bytes,
         decoder=options.decoder,
+        batch_seconds=options.batches(),
     )
     started = time.monotonic()
     running = engine()
     try:
         about = running.start(work, len(tasks))
         for name, fingerprint in fingerprints.items():
-            if about.fingerprints[name] != fingerprint:
-                part, theirs, ours = first_difference(about.fingerprints[name], fingerprint)
+            found = without_revision(about.fingerprints[name])
+            if found != without_revision(fingerprint):
+                part, theirs, ours = first_difference(found, without_revision(fingerprint))
                 raise StreamMismatch(
                     f"The workers make stream {name!r} with another {part} ({theirs}) than this machine ({ours}). "
                     "Install the same wavemill everywhere, and let all machines see the same root."

@@ -14,7 +14,7 @@ from ..storage.schema import CORPUS_SCHEMA
 from ..storage.table import Snapshot
 from ..tokenizers.spec import UserError
 from .resample import resampled_length
-from .tokenize import open_stream_tokenizer
+from .streams import open_stream_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,14 @@ def decode_segments(
     limit: int,
     num_codebooks: int | None,
     folder: Path,
+    weights: str | None = None,
+    local_files_only: bool = False,
 ) -> Iterator[Decoded]:
     """Decode the segments named by `ids`, or the first `limit` of the stream, to `<folder>/<id>.wav`.
 
-    Sound is cut to the segment's own length. Raises `UserError` for a stream without a decoder, a number of codebooks
-    it does not have, or ids that are not there or have an error.
+    Sound is cut to the segment's own length; codecs whose strides are odd give a few samples less than whole hops.
+    `weights` says where the stream's weights are now, if they have moved. Raises `UserError` for a stream without a
+    decoder, a number of codebooks it does not have, or ids that are not there or have an error.
     """
     snapshot = open_stream(root, stream)
     spec = stream_spec(snapshot)
@@ -53,7 +56,9 @@ def decode_segments(
     books = spec.num_codebooks if num_codebooks is None else num_codebooks
     if not 1 <= books <= spec.num_codebooks:
         raise UserError(f"Stream {stream!r} has {spec.num_codebooks} codebooks; {books} were asked for.")
-    tokenizer = open_stream_tokenizer(root, stream, snapshot, corpus)
+    tokenizer = open_stream_tokenizer(
+        root, stream, snapshot, corpus, weights=weights, local_files_only=local_files_only
+    )
     _require_codes(root, snapshot, ids)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the sound.")
@@ -81,7 +86,7 @@ def decode_segments(
             soundfile.write(path, sound_N.numpy(), spec.decode_sample_rate, subtype="PCM_16")
             wanted.discard(row["id"])
             left -= 1
-            yield Decoded(row["id"], row["path"], row["text"], str(path), num_samples / spec.decode_sample_rate)
+            yield Decoded(row["id"], row["path"], row["text"], str(path), len(sound_N) / spec.decode_sample_rate)
 
 
 def _require_codes(root: Root, snapshot: Snapshot, ids: frozenset[str]) -> None:

@@ -1,4 +1,7 @@
-"""One shard: its recordings decoded ahead on threads, each waveform encoded for every stream, one file per stream."""
+"""Shards: their recordings decoded ahead on threads, each waveform encoded for every stream, one file per stream.
+
+On a CPU one shard at a time and each segment alone; on a GPU several shards, so that batches fill.
+"""
 
 import json
 import time
@@ -16,44 +19,17 @@ from ..storage.parquet import read_parquet
 from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA, code_columns, stream_schema
 from ..storage.table import Receipt, Snapshot, write_shard
-from ..tokenizers.codebook import Codebook
-from ..tokenizers.numerics import numerics_class, use_one_thread
-from ..tokenizers.registry import describe_tokenizer, load_tokenizer, require_tokenizer
-from ..tokenizers.spec import StreamSpec, UserError, did_you_mean, num_frames
-from ..tokenizers.tokenizer import Description, Mode, Tokenizer, TokenizerConfig, fingerprint_hash
+from ..tokenizers.ladder import VERSION as LADDER_VERSION
+from ..tokenizers.ladder import rung_of
+from ..tokenizers.numerics import numerics_class, use_exact_math, use_one_thread
+from ..tokenizers.spec import StreamSpec
+from ..tokenizers.tokenizer import Mode, Tokenizer
 from .ahead import DecodeAhead
-from .audio import DECODER_VERSION
+from .batching import Batcher, Lane, require_frame_rule
 from .decoder import DecoderSettings
 from .entries import AudioError
-from .policy import CorpusPolicy
 from .reading import Reader, Row
-from .resample import VERSION as RESAMPLER_VERSION
-
-STREAMS = "streams"
-CODEBOOKS = "codebooks"
-
-
-class StreamMismatch(UserError):
-    """A stream in the root was made with something else than this run has."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamConfig:
-    """What a stream is made with: `name=tokenizer:codebook,weights=...` on the command line."""
-
-    name: str
-    tokenizer: TokenizerConfig
-    codebook: str | None = None  # of the root; None: the one of the tokenizer's name, or the tokenizer's own
-
-    @property
-    def codebook_name(self) -> str | None:
-        """The codebook of the root that the stream uses, or None if its tokenizer has codebooks of its own."""
-        name = self.tokenizer.tokenizer
-        return (self.codebook or name) if require_tokenizer(name).needs_codebook else self.codebook
-
-    @property
-    def folder(self) -> str:
-        return f"{STREAMS}/{self.name}"
+from .streams import StreamConfig, load_stream_tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +44,8 @@ class Work:
     decode_threads: int
     decode_ahead_bytes: int
     decoder: DecoderSettings = field(default_factory=DecoderSettings)
+    batch_seconds: dict[Mode, float] | None = None  # of padded audio, for GPUs; None: each segment alone
+    max_waiting_bytes: int = 2 * 1024**3  # of waveforms that wait for their batch
 
     def open_readers(self, root: Root) -> list[Reader]:
         """A reader, with its decoder process, for each decoding thread."""
@@ -117,15 +95,17 @@ class Worker:
 
     def __init__(self, work: Work) -> None:
         use_one_thread()
+        use_exact_math()
         self._work = work
         self._root = Root(work.root_uri)
         self._tokenizers = {
             stream.name: load_stream_tokenizer(self._root, stream, device=work.device) for stream in work.streams
         }
+        self._lanes = _lanes(work, self._tokenizers)
         self._readers = work.open_readers(self._root)
         self._folders = {stream.name: stream.folder for stream in work.streams}
         self._receipts_sent = 0
-        self._numerics = numerics_class(work.device)
+        self._numerics = numerics_class(work.device) | _batching_class(work)
 
     def about(self) -> WorkerAbout:
         return WorkerAbout(
@@ -139,28 +119,47 @@ class Worker:
         for reader in self._readers:
             reader.close()
 
-    def tokenize(self, task: ShardTask) -> ShardReport:
-        """Tokenize one shard for the streams that lack it and write their files."""
+    def tokenize(self, tasks: Sequence[ShardTask]) -> list[ShardReport]:
+        """Tokenize shards together for the streams that they lack, which are the same, and write their files."""
         if self._receipts_sent:
             failpoint("receipt-sent")
         try:
-            return self._tokenize(task)
+            return self._tokenize(tasks)
         except Exception as error:
-            error.add_note(f"while tokenizing shard {task.shard}")
+            error.add_note(f"while tokenizing shard {', '.join(str(task.shard) for task in tasks)}")
             raise
 
-    def _tokenize(self, task: ShardTask) -> ShardReport:
-        rows = read_parquet(self._root, self._work.corpus.path(task.shard), schema=CORPUS_SCHEMA).to_pylist()
-        tokenizers = {name: self._tokenizers[name] for name in task.streams}
+    def _tokenize(self, tasks: Sequence[ShardTask]) -> list[ShardReport]:
+        tokenizers = {name: self._tokenizers[name] for name in tasks[0].streams}
+        assert all(task.streams == tasks[0].streams for task in tasks), "shards of a group lack the same streams"
+        corpus = self._work.corpus
+        shards = [read_parquet(self._root, corpus.path(task.shard), schema=CORPUS_SCHEMA).to_pylist() for task in tasks]
+        rows = [row for shard in shards for row in shard]
+        batcher = None
+        if self._lanes is not None:
+            lanes = [self._lanes[name] for name in tokenizers]
+            batcher = Batcher(lanes, max_waiting_bytes=self._work.max_waiting_bytes)
         encoded, decode_s, encode_s = encode_rows(
-            rows, tokenizers, self._readers, ahead_bytes=self._work.decode_ahead_bytes
+            rows, tokenizers, self._readers, ahead_bytes=self._work.decode_ahead_bytes, batcher=batcher
         )
+        reports, end = [], 0
+        for task, shard in zip(tasks, shards, strict=True):
+            begin, end = end, end + len(shard)
+            share = len(shard) / max(1, len(rows))
+            reports.append(self._write(task, shard, encoded[begin:end], decode_s * share, encode_s * share))
+        return reports
+
+    def _write(
+        self, task: ShardTask, rows: list[Row], encoded: list["Encoded"], decode_s: float, encode_s: float
+    ) -> ShardReport:
+        """Write a shard's files; its report, with its share of the seconds that its group took."""
         started = time.perf_counter()
         receipts = {}
-        for name, tokenizer in tokenizers.items():
-            table = stream_table(rows, encoded, name, tokenizer.spec, self._numerics)
+        for name in task.streams:
+            spec = self._tokenizers[name].spec
+            table = stream_table(rows, encoded, name, spec, self._numerics)
             receipts[name] = write_shard(
-                self._root, self._folders[name], task.shard, table, codebook_size=tokenizer.spec.codebook_size
+                self._root, self._folders[name], task.shard, table, codebook_size=spec.codebook_size
             )
         self._receipts_sent += 1
         errors = [(row, error) for row, error in zip(rows, encoded, strict=True) if isinstance(error, AudioError)]
@@ -179,110 +178,39 @@ class Worker:
         )
 
 
-Encoded = dict[str, Tensor] | AudioError  # codes [K, T] by stream, or why there are none
-
-
-def load_stream_tokenizer(root: Root, stream: StreamConfig, *, device: str) -> Tokenizer:
-    """The tokenizer of a stream, with its codebook from the root. Raises `UserError`."""
-    name, codebook = _stream_codebook(root, stream)
-    return load_tokenizer(stream.tokenizer, codebook, codebook_name=name, device=device)
-
-
-def describe_stream(root: Root, stream: StreamConfig) -> Description:
-    """What a stream's tokenizer will be, without building its model. Raises `UserError`."""
-    name, codebook = _stream_codebook(root, stream)
-    return describe_tokenizer(stream.tokenizer, codebook, codebook_name=name)
-
-
-def _stream_codebook(root: Root, stream: StreamConfig) -> tuple[str, Codebook | None]:
-    name = stream.codebook_name
-    if name is None or not require_tokenizer(stream.tokenizer.tokenizer).needs_codebook:
-        return name or "", None
-    return name, load_codebook(root, name, tokenizer=stream.tokenizer.tokenizer)
-
-
-def full_fingerprint(fingerprint: dict[str, str], corpus: Snapshot) -> dict[str, str]:
-    """A tokenizer's fingerprint with the rules that turned files into its waveforms."""
-    policy = CorpusPolicy.from_json(corpus.metadata["policy"])
+def _lanes(work: Work, tokenizers: dict[str, Tokenizer]) -> dict[str, Lane] | None:
+    """How each stream is batched, by its name; None where each segment is encoded alone."""
+    if work.batch_seconds is None:
+        return None
+    modes = {stream.name: stream.tokenizer.mode for stream in work.streams}
     return {
-        **fingerprint,
-        "decoder": DECODER_VERSION,
-        "resampler": RESAMPLER_VERSION,
-        "transforms": policy.transforms_fingerprint(),
-        "separator": policy.separate or "none",
+        name: Lane(name, tokenizer, modes[name], batch_seconds=work.batch_seconds[modes[name]])
+        for name, tokenizer in tokenizers.items()
     }
 
 
-def stream_config(name: str, snapshot: Snapshot, *, weights: str | None = None) -> StreamConfig:
-    """What a stream was made with; `weights` says where its weights are now, if they have moved."""
-    metadata = snapshot.metadata
-    config = dict(metadata["tokenizer"])
-    moved = {"weights": weights, "revision": None} if weights else {}
-    tokenizer = TokenizerConfig(**{**config, "mode": Mode(config["mode"]), **moved})
-    return StreamConfig(name=name, tokenizer=tokenizer, codebook=metadata["codebook"])
+def _batching_class(work: Work) -> dict[str, str]:
+    """What batching adds to the numerics class: the shapes of `fast` mode. Those of `exact` mode are free."""
+    if work.batch_seconds is None:
+        return {}
+    return {"batches": f"ladder {LADDER_VERSION}, {work.batch_seconds[Mode.FAST]:g} s in fast mode"}
 
 
-def open_stream_tokenizer(
-    root: Root, name: str, snapshot: Snapshot, corpus: Snapshot, *, weights: str | None = None
-) -> Tokenizer:
-    """The tokenizer that a stream was made with, on the CPU, in a process set to one thread as workers are.
-
-    `weights` says where its weights are now, if they have moved. Raises `StreamMismatch` if it is no longer the same.
-    """
-    use_one_thread()
-    tokenizer = load_stream_tokenizer(root, stream_config(name, snapshot, weights=weights), device="cpu")
-    require_same_fingerprint(root, name, snapshot, full_fingerprint(tokenizer.fingerprint, corpus))
-    return tokenizer
-
-
-def require_same_corpus(root: Root, name: str, stream: Snapshot, corpus: Snapshot) -> None:
-    """Raise `StreamMismatch` unless the stream was made over this very corpus table."""
-    if stream.metadata["corpus"] != corpus.table_id:
-        raise StreamMismatch(
-            f'Stream "{name}" in {root} was made over another corpus than the one that is there now: its rows are '
-            "other segments. Give the new run another stream name, or restore the old corpus."
-        )
-
-
-def require_same_fingerprint(root: Root, name: str, snapshot: Snapshot, ours: dict[str, str]) -> None:
-    """Raise `StreamMismatch`, naming the first difference, unless the stream's full fingerprint is ours."""
-    written = snapshot.metadata["fingerprint"]
-    if written != ours:
-        part, theirs, here = first_difference(written, ours)
-        raise StreamMismatch(
-            f'Stream "{name}" in {root} was written with {written["tokenizer"]}@{fingerprint_hash(written)}, '
-            f"this run has {ours['tokenizer']}@{fingerprint_hash(ours)} ({part} differs: {theirs[:16]} there, "
-            f"{here[:16]} here). Give the new run another stream name, or restore the old {part}."
-        )
-
-
-def first_difference(theirs: dict[str, str], ours: dict[str, str]) -> tuple[str, str, str]:
-    """The first part in which two fingerprints or numerics classes differ, and both sides of it."""
-    for part in [*theirs, *ours]:
-        if theirs.get(part) != ours.get(part):
-            return part, str(theirs.get(part)), str(ours.get(part))
-    raise AssertionError("there is no difference")
-
-
-def load_codebook(root: Root, name: str, *, tokenizer: str) -> Codebook:
-    """A codebook of the root. Raises `UserError` if there is none by that name, or no such tokenizer."""
-    require_tokenizer(tokenizer)
-    try:
-        content = root.read_bytes(f"{CODEBOOKS}/{name}.safetensors")
-    except FileNotFoundError as error:
-        named = [file.removesuffix(".safetensors") for file in root.list(CODEBOOKS)]
-        raise UserError(
-            f"There is no codebook {name!r} in {root}; there are: {', '.join(named) or 'none'}."
-            f"{did_you_mean(name, named)} "
-            f"Fit it first: wavemill codebook fit {root} {tokenizer}{f' --name {name}' if name != tokenizer else ''}"
-        ) from error
-    return Codebook.from_bytes(content, name=name)
+Encoded = dict[str, Tensor] | AudioError  # codes [K, T] by stream, or why there are none
 
 
 def encode_rows(
-    rows: list[Row], tokenizers: dict[str, Tokenizer], readers: Sequence[Reader], *, ahead_bytes: int
+    rows: list[Row],
+    tokenizers: dict[str, Tokenizer],
+    readers: Sequence[Reader],
+    *,
+    ahead_bytes: int,
+    batcher: Batcher | None = None,
 ) -> tuple[list[Encoded], float, float]:
-    """Codes or an error for each row, in order, with the seconds spent in decoding and in encoding."""
+    """Codes or an error for each row, in order, with the seconds spent in decoding and in encoding.
+
+    Without a `batcher`, or if it is longer than the ladder's top, a segment is encoded alone.
+    """
     encoded: list[Encoded] = [_known_error(row) for row in rows]
     encode_s = 0.0
     rates = {tokenizer.spec.sample_rate for tokenizer in tokenizers.values()}
@@ -292,9 +220,17 @@ def encode_rows(
             encoded[index] = waveforms
             continue
         started = time.perf_counter()
-        encoded[index] = encode_segment(waveforms, tokenizers)
+        rung = rung_of(rows[index]["num_samples"], rows[index]["sample_rate"]) if batcher else None
+        if batcher is None or rung is None:
+            encoded[index] = encode_segment(waveforms, tokenizers)
+        else:
+            for finished, codes in batcher.add(index, waveforms, rung):
+                encoded[finished] = codes
         encode_s += time.perf_counter() - started
-    return encoded, ahead.decode_s, encode_s
+    started = time.perf_counter()
+    for finished, codes in batcher.flush() if batcher else []:
+        encoded[finished] = codes
+    return encoded, ahead.decode_s, encode_s + time.perf_counter() - started
 
 
 def encode_segment(waveforms: dict[int, Tensor], tokenizers: dict[str, Tokenizer]) -> dict[str, Tensor]:
@@ -303,11 +239,8 @@ def encode_segment(waveforms: dict[int, Tensor], tokenizers: dict[str, Tokenizer
     with torch.inference_mode():
         for name, tokenizer in tokenizers.items():
             waveform_N = waveforms[tokenizer.spec.sample_rate]
-            codes_KT = tokenizer.encode(waveform_N)
-            expected = (tokenizer.spec.num_codebooks, num_frames(waveform_N.shape[0], tokenizer.spec))
-            if tuple(codes_KT.shape) != expected:
-                raise RuntimeError(f"{name}: codes of shape {tuple(codes_KT.shape)}, the frame rule says {expected}")
-            codes[name] = codes_KT
+            codes[name] = tokenizer.encode(waveform_N)
+            require_frame_rule(name, codes[name], waveform_N, tokenizer.spec)
     return codes
 
 

@@ -1,7 +1,7 @@
 """Reads everything back with checksums, compares streams with the corpus, and tokenizes a sample again."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,12 @@ from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
 from ..storage.table import Snapshot
 from ..tokenizers.spec import RunFailed, StreamSpec, UserError, num_frames
+from ..tokenizers.tokenizer import Tokenizer
 from .entries import AudioError
 from .reading import Reader, Row, open_reader
 from .resample import resampled_length
-from .tokenize import encode_segment, open_stream_tokenizer
+from .streams import open_stream_tokenizer
+from .tokenize import encode_segment
 
 _MAX_PROBLEMS = 100
 
@@ -48,9 +50,14 @@ def verify(
     sample: int,
     seed: int,
     source_roots: dict[str, str],
+    weights: Mapping[str, str] | None = None,
+    local_files_only: bool = False,
     on_shard: Callable[[int, float], None] = lambda segments, audio_s: None,
 ) -> Verdict:
-    """Check a whole dataset; `sample` segments are tokenized alone and compared code by code."""
+    """Check a whole dataset; `sample` segments are tokenized alone and compared code by code.
+
+    `weights` says where the weights of streams are now, if they have moved.
+    """
     verdict = Verdict()
     streams = {name: open_stream(root, name) for name in list_streams(root)}
     if not streams:
@@ -74,8 +81,17 @@ def verify(
         good = [(_hash(seed, row["id"]), row, place) for place, row in enumerate(rows) if row["error"] is None]
         chosen = sorted(chosen + good, key=lambda entry: entry[0])[:sample]
         on_shard(len(rows), sum(row["duration_s"] for row in rows))
+    tokenizers: dict[str, Tokenizer] = {}
+    for name, snapshot in streams.items():
+        try:
+            moved = (weights or {}).get(name)
+            tokenizers[name] = open_stream_tokenizer(
+                root, name, snapshot, corpus, weights=moved, local_files_only=local_files_only
+            )
+        except UserError as error:
+            verdict.blame(f"stream {name} cannot be tokenized again: {error}")
     with open_reader(root, corpus.metadata, source_roots) as reader:
-        _compare_again(root, corpus, streams, chosen, reader, verdict)
+        _compare_again(root, streams, tokenizers, chosen, reader, verdict)
     return verdict
 
 
@@ -130,18 +146,12 @@ def _equal_lengths(codes: ShardCodes, place: int) -> bool:
 
 def _compare_again(
     root: Root,
-    corpus: Snapshot,
     streams: dict[str, Snapshot],
+    tokenizers: dict[str, Tokenizer],
     chosen: list[tuple[int, Row, int]],
     reader: Reader,
     verdict: Verdict,
 ) -> None:
-    tokenizers = {}
-    for name, snapshot in streams.items():
-        try:
-            tokenizers[name] = open_stream_tokenizer(root, name, snapshot, corpus)
-        except UserError as error:
-            verdict.blame(f"stream {name} cannot be tokenized again: {error}")
     streams = {name: streams[name] for name in tokenizers}
     rates = {tokenizer.spec.sample_rate for tokenizer in tokenizers.values()}
     for shard, members in _by_shard(chosen):

@@ -15,7 +15,7 @@ from wavemill.jobs.demo import LEFT_OUT, SAMPLES
 from wavemill.jobs.engine import InlineEngine
 from wavemill.jobs.tokenize import TokenizeOptions, tokenize
 from wavemill.pipelines.policy import CorpusPolicy
-from wavemill.pipelines.tokenize import StreamConfig
+from wavemill.pipelines.streams import StreamConfig
 from wavemill.storage.root import Root
 from wavemill.tokenizers.numerics import use_one_thread
 from wavemill.tokenizers.tokenizer import TokenizerConfig
@@ -67,6 +67,12 @@ def finished_root(fitted_root: Path, tmp_path_factory: pytest.TempPathFactory) -
         tokenize(Root(path), STREAMS, InlineEngine, TokenizeOptions())
 
     return _made_once(tmp_path_factory, "finished", make)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Makes a folder by name, once for all processes of a run."""
+    return lambda name, make: _made_once(tmp_path_factory, name, make)
 
 
 def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from .spec import UserError
@@ -23,6 +23,8 @@ from .spec import UserError
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 _PATTERNS = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# of config.json: who wrote it, not what the model is
+_NOT_OF_THE_MODEL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 _INSTALL = "Install it: pip install 'wavemill[models]'."
 
 
@@ -34,6 +36,7 @@ class Weights:
     folder: Path
     revision: str  # the commit they are of, or "local"
     sha256: str  # of all weight files, in the order of their names
+    config_sha256: str  # of what config.json says of the model
     config: dict[str, Any]  # config.json with the defaults of its model type
     preprocessor: dict[str, Any]  # preprocessor_config.json, or nothing
 
@@ -65,19 +68,23 @@ def find_weights(
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(_no_safetensors(source, folder))
+    for file in files:
+        _require_whole(file, source)
     preprocessor = folder / "preprocessor_config.json"
     return Weights(
         name=source,
         folder=folder,
         revision=revision,
         sha256=_sha256(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)),
+        config_sha256=_config_sha256(given),
         config=_with_defaults(given, source),
         preprocessor=_read_json(preprocessor, source) if preprocessor.exists() else {},
     )
 
 
 def fingerprint_of(weights: Weights) -> dict[str, str]:
-    return {"weights": weights.sha256, "revision": weights.revision}
+    """What decides the codes. The revision is told beside it: the same weights may also lie in a folder."""
+    return {"weights": weights.sha256, "config": weights.config_sha256, "revision": weights.revision}
 
 
 def load_model(model: str, weights: Weights, *, may_lack: tuple[str, ...] = (), **overrides: Any) -> nn.Module:
@@ -100,8 +107,9 @@ def load_model(model: str, weights: Weights, *, may_lack: tuple[str, ...] = (), 
                 output_loading_info=True,
             )
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        told = " ".join(str(error).split())[:300].rstrip(".")
         raise UserError(
-            f"The weights in {weights.name} cannot be loaded as {model}: {' '.join(str(error).split())[:300]} "
+            f"The weights in {weights.name} cannot be loaded as {model}: {told}. "
             "Fetch them again, or see that config.json belongs to them."
         ) from error
     missing = sorted(name for name in report["missing_keys"] if not name.endswith(may_lack or ("\0",)))
@@ -141,6 +149,20 @@ def _with_defaults(given: dict[str, Any], source: str) -> dict[str, Any]:
     except (ValueError, TypeError, StrictDataclassError) as error:
         told = " ".join(str(error).split())
         raise UserError(f"{source}/config.json is no configuration that transformers takes: {told}") from error
+
+
+def _config_sha256(given: dict[str, Any]) -> str:
+    told = {key: value for key, value in given.items() if key not in _NOT_OF_THE_MODEL}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _require_whole(file: Path, source: str) -> None:
+    """Raise `UserError` for a file that is torn: its header says how long it must be."""
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{source}/{file.name} is no whole safetensors file ({error}). Fetch it again.") from error
 
 
 def _read_json(path: Path, source: str) -> dict[str, Any]:

@@ -13,6 +13,14 @@ def use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def use_exact_math() -> None:
+    """Let a GPU compute float32 in float32, and each shape by the same algorithm every time."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
 def numerics_class(device: str) -> dict[str, str]:
     """Name what decides rounding on this machine. Codes are bit-exact within one class."""
     kind = torch.device(device)

@@ -36,12 +36,13 @@ class ResidualQuantizer:
             # a copy of its own: BLAS results may depend on the alignment of what it is given
             residual_ND = frames_ND[begin : begin + BLOCK_FRAMES].clone(memory_format=torch.contiguous_format)
             for stage in range(num_stages):
-                codes_N = self._nearest(residual_ND, stage)
+                codes_N = self.nearest(residual_ND, stage)
                 codes_QN[stage, begin : begin + BLOCK_FRAMES] = codes_N
                 residual_ND -= self.centroids_QCD[stage][codes_N]
         return codes_QN
 
-    def _nearest(self, residual_ND: Tensor, stage: int) -> Tensor:
+    def nearest(self, residual_ND: Tensor, stage: int) -> Tensor:
+        """The nearest centroid of one stage to each of some frames, `[N]`; all are compared at once."""
         centred_ND = residual_ND - self._mean_Q1D[stage]
         scores_NC = torch.addmm(self._bias_QC[stage], centred_ND, self._centred_QCD[stage].t())
         best_N, codes_N = scores_NC.max(dim=1)
@@ -66,12 +67,7 @@ class ResidualQuantizer:
         residual_ND = frames_ND.double()
         for stage, codes_N in enumerate(codes_QN):
             centroids_CD = self.centroids_QCD[stage].double()
-            for begin in range(0, frames_ND.shape[0], BLOCK_FRAMES):
-                block_ND = residual_ND[begin : begin + BLOCK_FRAMES]
-                distances_NC = torch.cdist(block_ND, centroids_CD, compute_mode="donot_use_mm_for_euclid_dist").square()
-                nearest_N2 = distances_NC.topk(2, dim=1, largest=False).values
-                spread_N = nearest_N2[:, 1] - nearest_N2[:, 0]
-                gaps_QN[stage, begin : begin + BLOCK_FRAMES] = spread_N / nearest_N2[:, 1].clamp_min(1e-300)
+            gaps_QN[stage] = relative_gaps(residual_ND, centroids_CD)
             residual_ND = residual_ND - centroids_CD[codes_N]
         return gaps_QN
 
@@ -81,6 +77,21 @@ class ResidualQuantizer:
         for stage, codes_N in enumerate(codes_QN):
             frames_ND += self.centroids_QCD[stage][codes_N]
         return frames_ND
+
+
+def relative_gaps(frames_ND: Tensor, centroids_CD: Tensor, *, least: float = 1e-300) -> Tensor:
+    """How much farther the second nearest centroid is, `[N]`: of squared distances, relative to the second nearest.
+
+    A second nearest that is nearer than `least` counts as that far.
+    """
+    gaps_N = frames_ND.new_empty(frames_ND.shape[0])
+    for begin in range(0, frames_ND.shape[0], BLOCK_FRAMES):
+        block_ND = frames_ND[begin : begin + BLOCK_FRAMES]
+        distances_NC = torch.cdist(block_ND, centroids_CD, compute_mode="donot_use_mm_for_euclid_dist").square()
+        nearest_N2 = distances_NC.topk(2, dim=1, largest=False).values
+        spread_N = nearest_N2[:, 1] - nearest_N2[:, 0]
+        gaps_N[begin : begin + BLOCK_FRAMES] = spread_N / nearest_N2[:, 1].clamp_min(least)
+    return gaps_N
 
 
 def _settle(frames_MD: Tensor, centroids_CD: Tensor, rivals_MC: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from . import mel, mfcc
+from . import dac, encodec, mel, mfcc, mimi, ssl_features, wav2vec2_codes
 from .codebook import Codebook
 from .quantize import ResidualQuantizer
 from .spec import UserError, did_you_mean
@@ -24,6 +24,11 @@ from .tokenizer import (
 FAMILIES = (
     mfcc,
     mel,
+    ssl_features,
+    wav2vec2_codes,
+    dac,
+    encodec,
+    mimi,
 )
 REGISTRY: dict[str, TokenizerEntry] = {entry.spec.tokenizer: entry for family in FAMILIES for entry in family.ENTRIES}
 
@@ -57,12 +62,17 @@ def describe(config: TokenizerConfig) -> Description:
     return entry.describe(config)
 
 
-def load_features(config: TokenizerConfig, *, device: str = "cpu") -> Features:
-    """The features that `config` names. Raises `UserError`, also for tokenizers that have codebooks of their own."""
-    entry = require_tokenizer(config.tokenizer)
-    if not entry.needs_codebook:
+def describe_features(config: TokenizerConfig) -> Description:
+    """`describe` of what a codebook is fitted on. Raises `UserError`, also for what has codebooks of its own."""
+    if not require_tokenizer(config.tokenizer).needs_codebook:
         raise UserError(f"Tokenizer {config.tokenizer} has codebooks of its own: there is none to fit or to name.")
-    return entry.open(describe(config), device)
+    return describe(config)
+
+
+def load_features(config: TokenizerConfig, *, device: str = "cpu") -> Features:
+    """The features that `config` names. Raises `UserError` as `describe_features` does."""
+    described = describe_features(config)
+    return require_tokenizer(config.tokenizer).open(described, device)
 
 
 def describe_tokenizer(config: TokenizerConfig, codebook: Codebook | None, *, codebook_name: str = "") -> Description:
@@ -103,31 +113,34 @@ class CodebookTokenizer:
         self.features = features
         self.spec = described.spec
         self.fingerprint = described.fingerprint
-        self._quantizer = ResidualQuantizer(codebook.centroids_QCD, device=device)
+        self.quantizer = ResidualQuantizer(codebook.centroids_QCD, device=device)
 
     def encode(self, waveform_N: Tensor) -> Tensor:
         if not isinstance(self.features, PiecewiseFeatures):
-            return self._quantizer.encode(self.features.extract(waveform_N)).cpu()
-        codes = [self._quantizer.encode(piece_TD).cpu() for piece_TD in self.features.pieces(waveform_N)]
+            return self.quantizer.encode(self.features.extract(waveform_N)).cpu()
+        codes = [self.quantizer.encode(piece_TD).cpu() for piece_TD in self.features.pieces(waveform_N)]
         return torch.cat(codes, dim=1) if codes else torch.empty(self.spec.num_codebooks, 0, dtype=torch.int64)
 
     def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
         if not isinstance(self.features, BatchFeatures):
             return [self.encode(waveform_N) for waveform_N in waveforms]
         batch = self.features.extract_batch(waveforms, padded_length)
-        codes_QN = self._quantizer.encode(torch.cat(batch)).cpu()
+        codes_QN = self.quantizer.encode(torch.cat(batch)).cpu()
         return list(codes_QN.split([features_TD.shape[0] for features_TD in batch], dim=1))
+
+    def gaps(self, waveform_N: Tensor) -> Tensor:
+        return self.quantizer.gaps(self.features.extract(waveform_N)).cpu()
 
     def decode(self, codes_KT: Tensor) -> Tensor:
         if not isinstance(self.features, Synthesizer):
             raise UserError(
                 f"Tokenizer {self.spec.tokenizer} has no decoder: semantic tokens do not say how it sounds."
             )
-        return self.features.synthesize(self._quantizer.decode(codes_KT)).cpu()
+        return self.features.synthesize(self.quantizer.decode(codes_KT)).cpu()
 
 
 # what a codebook has to agree on with the features it is used with; the revision may differ if the weights do not
-_FITTED_ON = ("features", "weights", "layer")
+_FITTED_ON = ("features", "weights", "config", "layer", "normalize")
 
 
 def _require_fits(described: Description, codebook: Codebook, codebook_name: str) -> None:

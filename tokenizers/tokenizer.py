@@ -54,6 +54,11 @@ class Tokenizer(Protocol):
         ...
 
 
+    def gaps(self, waveform_N: Tensor) -> Tensor:
+        """How sure each code is, `[K, T]` float64 on the CPU: see `ResidualQuantizer.gaps`."""
+        ...
+
+
 @runtime_checkable
 class BatchTokenizer(Protocol):
     """A tokenizer that can encode several segments at once with the codes that each has alone."""

@@ -11,10 +11,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from wavemill.jobs.recipe_file import recipe_text
+from wavemill.jobs.show import exact_rate
 from wavemill.pipelines.error_classes import ERROR_CLASSES
 from wavemill.pipelines.sniff import FORMATS
 from wavemill.pipelines.sources import SOURCE_KINDS
 from wavemill.storage.schema import CORPUS_SCHEMA
+from wavemill.tokenizers.registry import REGISTRY
+from wavemill.tokenizers.spec import FrameRule
+from wavemill.tokenizers.tokenizer import TokenizerEntry
 
 FOLDER = Path(__file__).parent
 _TABLE = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -61,8 +65,39 @@ def tables() -> dict[str, str]:
             ("column", "type", "may be null"),
             ((f"`{f.name}`", str(f.type).replace(" not null", ""), "yes" if f.nullable else "") for f in CORPUS_SCHEMA),
         ),
+        "tokenizers": _table(
+            (
+                *("name", "what it is", "frames/s", "codebooks", "bits/s", "frames of n samples", "last frame"),
+                *("long audio", "modes", "published weights, licence"),
+            ),
+            (_tokenizer(entry) for entry in REGISTRY.values()),
+        ),
         "recipe": f"```yaml\n{recipe_text('recipe.yaml')}```\n",
     }
+
+
+def _tokenizer(entry: TokenizerEntry) -> tuple[str, ...]:
+    """The row of a tokenizer."""
+    spec = entry.spec
+    codebooks = f"{spec.num_codebooks} x {spec.codebook_size:,}"
+    whole = f"n / {spec.hop_length}, rounded up"
+    windows = f"(n - {spec.window_length}) / {spec.hop_length}, rounded down, + 1"
+    frames = whole if spec.frame_rule is FrameRule.CEIL else windows
+    if spec.chunk_length:
+        frames += f", of each chunk of {spec.chunk_length:,} samples every {spec.chunk_stride:,}"
+    layer = f" Layer {entry.layer} of 0 to {entry.num_layers}." if entry.layer is not None else ""
+    return (
+        f"`{entry.spec.tokenizer}`",
+        f"{entry.kind}: {entry.about}.{layer}",
+        exact_rate(spec.frame_rate),
+        f"{codebooks} (fitted)" if entry.needs_codebook else codebooks,
+        f"{spec.bits_per_second:,.0f}",
+        f"{frames}, at {spec.sample_rate:,} Hz",
+        entry.last_frame,
+        entry.long_audio,
+        ", ".join(entry.modes) + (f" ({entry.fast_change})" if entry.fast_change else ""),
+        f"`{entry.weights}`, {entry.licence}" if entry.weights else "none needed",
+    )
 
 
 def filled(text: str) -> str:

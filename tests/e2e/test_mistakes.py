@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import shlex
 import shutil
@@ -12,16 +13,23 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+from random_weights import make_weights
 from wavemill.jobs.cli import main
 from wavemill.pipelines.error_classes import ERROR_CLASSES
 from wavemill.pipelines.sources import SOURCE_KINDS
+from wavemill.storage.root import Root
+from wavemill.tokenizers.codebook import Codebook
+from wavemill.tokenizers.registry import REGISTRY, describe
+from wavemill.tokenizers.tokenizer import TokenizerConfig
 
 Wavemill = Callable[..., CompletedProcess[str]]
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 _LINES = (Path(__file__).parent / "mistakes.txt").read_text().splitlines()
 MISTAKES = [
@@ -29,7 +37,11 @@ MISTAKES = [
     for number, line in enumerate(_LINES)
     if line.startswith("$ wavemill ")
 ]
-_WHAT_FITS = {"{kinds}": ", ".join(SOURCE_KINDS), "{classes}": ", ".join(ERROR_CLASSES)}
+_WHAT_FITS = {
+    "{kinds}": ", ".join(SOURCE_KINDS),
+    "{classes}": ", ".join(ERROR_CLASSES),
+    "{tokenizers}": ", ".join(sorted(REGISTRY)),
+}
 
 
 @pytest.fixture
@@ -49,6 +61,28 @@ def in_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         signal.signal(number, handler)
 
 
+@pytest.fixture(scope="session")
+def weights(made_once: MadeOnce) -> Path:
+    """Small random weights of published tokenizers, and broken ones."""
+    return made_once("weights", _put_weights)
+
+
+@pytest.fixture(scope="session")
+def published_root(fitted_root: Path, weights: Path, made_once: MadeOnce) -> Path:
+    """`fitted_root` with codebooks for layer 1 of the HuBERT in `weights`: one that fits, one of other dimensions."""
+
+    def make(path: Path) -> None:
+        shutil.copytree(fitted_root, path)
+        described = describe(TokenizerConfig(tokenizer="hubert-base", weights=str(weights / "hubert"), layer=1))
+        assert described.dim is not None
+        for name, dim in (("hubert-base", described.dim), ("narrow", described.dim - 1)):
+            header = {"tokenizer": "hubert-base", **described.fingerprint}
+            content = Codebook(torch.randn(1, 8, dim), header).to_bytes()
+            Root(path).write_bytes(f"codebooks/{name}.safetensors", content)
+
+    return made_once("published", make)
+
+
 def sentence(done: CompletedProcess[str], *, status: int = 2) -> str:
     """The one line that was said on stderr; no traceback, nothing on stdout."""
     assert done.returncode == status, done.stderr
@@ -63,7 +97,7 @@ def test_the_table_holds_more_than_a_hundred_mistakes_and_each_sentence_ends():
     # what to run or a suggestion may come last; all else ends with a full stop
     for command, _, says in MISTAKES:
         assert says.startswith("Error: "), command
-        assert says.endswith((".", "?", ")")) or " See: " in says or ": wavemill " in says, says
+        assert says.endswith((".", "?", ")", ')"')) or " See: " in says or ": wavemill " in says, says
 
 
 @pytest.mark.parametrize(("command", "status", "says"), MISTAKES, ids=[command for command, _, _ in MISTAKES])
@@ -74,16 +108,20 @@ def test_a_mistake_gets_this_sentence_and_writes_nothing(
     samples: Path,
     fitted_root: Path,
     finished_root: Path,
+    published_root: Path,
+    weights: Path,
     tmp_path: Path,
     in_process: Wavemill,
 ):
     _put_mistaken_files(tmp_path, samples)
-    places = {"{tmp}": tmp_path, "{samples}": samples, "{fitted}": fitted_root, "{finished}": finished_root}
-    before = [_tree(path) for path in (tmp_path, fitted_root, finished_root)]
+    roots = {"{fitted}": fitted_root, "{finished}": finished_root, "{published}": published_root}
+    places = {"{tmp}": tmp_path, "{samples}": samples, "{weights}": weights, **roots}
+    before = [_tree(path) for path in (tmp_path, weights, *roots.values())]
     done = in_process(*(_filled(argument, places) for argument in shlex.split(command)))
     expected = re.escape(_filled(says.removeprefix("Error: "), {**places, **_WHAT_FITS}))
-    assert re.fullmatch(expected.replace(r"\{number\}", r"[\d,]+"), sentence(done, status=int(status)))
-    assert [_tree(path) for path in (tmp_path, fitted_root, finished_root)] == before
+    expected = expected.replace(r"\{number\}", r"[\d,]+").replace(r"\{hash\}", "[0-9a-f]+")
+    assert re.fullmatch(expected, sentence(done, status=int(status)))
+    assert [_tree(path) for path in (tmp_path, weights, *roots.values())] == before
 
 
 @pytest.mark.parametrize(
@@ -156,6 +194,19 @@ def test_an_object_store_without_credentials_is_told(
         "`true`. See that the bucket is there and that its credentials and region are set, as in AWS_PROFILE or "
         "AWS_REGION."
     )
+
+
+def test_a_hub_that_cannot_be_reached_is_told(fitted_root: Path, tmp_path: Path, wavemill: Wavemill):
+    nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    before, hub_id = _tree(fitted_root), REGISTRY["wav2vec2-codes"].weights
+    asked = wavemill("tokenize", fitted_root, "--stream", "s=wav2vec2-codes", env=nobody)
+    assert sentence(asked) == (
+        f"The weights {hub_id} are not on this machine, and the hub cannot be reached. Fetch them where "
+        f"there is a network (`hf download {hub_id}`), or name a folder that holds them."
+    )
+    offline = wavemill("tokenize", fitted_root, "--stream", "s=wav2vec2-codes", env={**nobody, "HF_HUB_OFFLINE": "1"})
+    assert "are not on this machine, and the network must not be asked." in sentence(offline)
+    assert _tree(fitted_root) == before
 
 
 @pytest.fixture
@@ -280,7 +331,12 @@ def _put_mistaken_files(folder: Path, samples: Path) -> None:
         "tab.yaml": "corpus:\n\tsources: [x]\n",
         "nosource.yaml": "root: x\n",
         "gone.yaml": "corpus:\n  sources: [nowhere]\n",
-        "books.yaml": f"{sources}streams:\n  s: {{tokenizer: mfcc-kmeans, codebook: mel-rvq}}\n",
+        "layer.yaml": f"{sources}streams:\n  s: {{tokenizer: mfcc-kmeans, layer: 3}}\n",
+        "layr.yaml": f"{sources}streams:\n  s: {{tokenizer: mfcc-kmeans, layr: 3}}\n",
+        "km.yaml": f"{sources}codebooks:\n  - {{tokenizer: mfcc-kmeans, file: wide.npy}}\n",
+        "kmsize.yaml": f"{sources}codebooks:\n  - {{tokenizer: mfcc-kmeans, file: good.npy, size: 9}}\n",
+        "books.yaml": f"{sources}codebooks: [{{tokenizer: mel-rvq}}]\n"
+        "streams:\n  s: {tokenizer: mfcc-kmeans, codebook: mel-rvq}\n",
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
@@ -288,3 +344,33 @@ def _put_mistaken_files(folder: Path, samples: Path) -> None:
     pq.write_table(pa.table({"n": [1], "said": ["x"]}), folder / "plain.parquet")
     pq.write_table(pa.table({"left": [b"x"], "right": [b"y"]}), folder / "two.parquet")
     safetensors.torch.save_file({"weight": torch.zeros(3)}, folder / "other.safetensors")
+    arrays = {
+        "good": np.ones((5, 39), np.float32),
+        "flat": np.ones(39, np.float32),
+        "wide": np.ones((5, 40), np.float32),
+        "one": np.ones((1, 39), np.float32),
+        "nan": np.full((5, 39), np.nan, np.float32),
+        "whole": np.ones((5, 39), np.int64),
+        "objects": np.array([[None] * 39] * 5, dtype=object),
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    (folder / "torn.npy").write_bytes((folder / "good.npy").read_bytes()[:-9])
+    (folder / "km.bin").write_bytes(pickle.dumps(arrays["good"]))
+
+
+def _put_weights(folder: Path) -> None:
+    """What mistakes.txt calls {weights}."""
+    encodec = make_weights("encodec-24khz", folder / "encodec", small=True)
+    make_weights("hubert-base", folder / "hubert", small=True)
+    make_weights("hubert-base", folder / "other", small=True, seed=1)
+    for name in ("pickled", "torn", "lacking", "nojson", "rate"):
+        shutil.copytree(encodec, folder / name)
+    (folder / "pickled" / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")
+    content = (encodec / "model.safetensors").read_bytes()
+    (folder / "torn" / "model.safetensors").write_bytes(content[: len(content) // 2])
+    kept = {name: each for name, each in safetensors.torch.load(content).items() if "decoder.layers.0." not in name}
+    safetensors.torch.save_file(kept, folder / "lacking" / "model.safetensors", metadata={"format": "pt"})
+    (folder / "nojson" / "config.json").write_text("not JSON")
+    config = (encodec / "config.json").read_text()
+    (folder / "rate" / "config.json").write_text(config.replace("24000", "48000"))

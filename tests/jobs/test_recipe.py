@@ -391,7 +391,7 @@ def test_a_codebook_that_is_there_is_kept_but_not_passed_off_as_another(wavemill
     before = _tree(project / "tokens")
     refused = wavemill_here("run", project / "recipe.yaml", "--set", "codebooks.1.size=32")
     assert refused.returncode == 2
-    assert "was fitted with size 16, the recipe says 32" in refused.stderr
+    assert "was made with size 16, the recipe says 32" in refused.stderr
     assert _tree(project / "tokens") == before
     (project / "recipe.yaml").write_text(SMALL.replace(", size: 16, num_codebooks: 2", ""))
     assert wavemill_here("run", project / "recipe.yaml").returncode == 0

@@ -24,7 +24,8 @@ from wavemill.pipelines.entries import AudioError
 from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.pipelines.reading import Reader, Row
 from wavemill.pipelines.source_paths import is_audio
-from wavemill.pipelines.tokenize import Encoded, encode_rows, load_stream_tokenizer
+from wavemill.pipelines.streams import load_stream_tokenizer
+from wavemill.pipelines.tokenize import Encoded, encode_rows
 from wavemill.storage.codes import open_corpus
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root

@@ -27,7 +27,7 @@ from wavemill.pipelines.phones import (
     shuffled,
 )
 from wavemill.pipelines.policy import CorpusPolicy
-from wavemill.pipelines.tokenize import StreamConfig
+from wavemill.pipelines.streams import StreamConfig
 from wavemill.storage.codes import open_corpus
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA, code_columns, stream_schema

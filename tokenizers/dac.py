@@ -1,0 +1,213 @@
+"""DAC 16, 24 and 44.1 kHz (Kumar et al. 2023, "High-Fidelity Audio Compression with Improved RVQGAN").
+
+Axes: B segments, N samples, T frames, D dimensions of a latent, K codebooks of a stream.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .causal import num_codebooks_of, product
+from .dac_model import (
+    FactorizedQuantizer,
+    decode,
+    decode_trim,
+    decoder_reach,
+    encode,
+    encoder_reach,
+    with_fast_snakes,
+)
+from .hub import Weights, find_weights, fingerprint_of, load_model, remove_weight_norm
+from .spec import FrameRule, StreamSpec, UserError
+from .tokenizer import Description, Mode, TokenizerConfig, TokenizerEntry
+
+_NAMES = {16_000: "dac-16khz", 24_000: "dac-24khz", 44_100: "dac-44khz"}
+
+
+class Dac:
+    """A `Tokenizer` and `BatchTokenizer` of a transformers `DacModel`.
+
+    The waveform is followed by zeros to a whole hop. Long segments are taken in chunks of `chunk_frames`, counted from
+    the first frame, with as many frames around each as its convolutions reach: exact but for rounding.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        spec: StreamSpec,
+        fingerprint: dict[str, str],
+        *,
+        chunk_frames: int,
+        device: str = "cpu",
+        mode: Mode = Mode.EXACT,
+    ) -> None:
+        self.spec = spec
+        self.fingerprint = fingerprint
+        strides = model.config.downsampling_ratios
+        with_fast_snakes(remove_weight_norm(model))
+        self._dtype = torch.bfloat16 if mode is Mode.FAST else torch.float32
+        self._encoder = model.encoder.to(device=device, dtype=self._dtype)
+        self._decoder = model.decoder.to(device)
+        self._quantizer = FactorizedQuantizer(model.quantizer.quantizers[: spec.num_codebooks], device=device)
+        self._encoder_reach = encoder_reach(strides)
+        self._decoder_reach = decoder_reach(strides)
+        self._chunk_frames = chunk_frames
+        self._device = device
+
+    def encode(self, waveform_N: Tensor) -> Tensor:
+        return self.encode_batch([waveform_N], waveform_N.shape[0])[0]
+
+    @torch.inference_mode()
+    def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
+        codes = [[torch.empty(self.spec.num_codebooks, 0, dtype=torch.int64)] for _ in waveforms]
+        for rows in self._latents(waveforms, padded_length):
+            codes_KT = self._quantizer.encode(torch.cat(rows)).cpu()
+            for parts, part_KT in zip(codes, codes_KT.split([row.shape[0] for row in rows], dim=1), strict=True):
+                parts.append(part_KT)
+        return [torch.cat(parts, dim=1) for parts in codes]
+
+    @torch.inference_mode()
+    def gaps(self, waveform_N: Tensor) -> Tensor:
+        chunks = self._latents([waveform_N], waveform_N.shape[0])
+        none = torch.empty(self.spec.num_codebooks, 0, dtype=torch.float64)
+        return torch.cat([none, *(self._quantizer.gaps(latents_TD).cpu() for (latents_TD,) in chunks)], dim=1)
+
+    @torch.inference_mode()
+    def decode(self, codes_KT: Tensor) -> Tensor:
+        hop = self.spec.hop_length
+        sound = [torch.empty(0)]
+        for begin, end, first, last in _chunks(codes_KT.shape[1], self._chunk_frames, self._decoder_reach):
+            latents_TD = self._quantizer.decode(codes_KT[:, first:last].to(self._device))
+            sound_N = decode(self._decoder, latents_TD.t()[None].contiguous())[0, 0]
+            sound.append(sound_N[(begin - first) * hop : (end - first) * hop].cpu())
+        return torch.cat(sound)
+
+    def _latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Iterator[list[Tensor]]:
+        """For each chunk, the latents `[T, D]` float32 of each segment's frames in it."""
+        hop = self.spec.hop_length
+        frames = [-(-waveform_N.shape[0] // hop) for waveform_N in waveforms]
+        padded_frames = -(-padded_length // hop)
+        for begin, end, first, last in _chunks(padded_frames, self._chunk_frames, self._encoder_reach):
+            if begin >= max(frames):
+                return
+            # a copy of its own: convolutions' results may depend on the alignment of what they are given
+            chunk_B1N = torch.zeros(len(waveforms), 1, (last - first) * hop)
+            for row_N, waveform_N in zip(chunk_B1N[:, 0], waveforms, strict=True):
+                samples_N = waveform_N[first * hop : last * hop]
+                row_N[: samples_N.shape[0]] = samples_N
+            valid = [min(max(num - first, 0), last - first) * hop for num in frames]
+            latents_BDT = encode(self._encoder, chunk_B1N.to(device=self._device, dtype=self._dtype), valid)
+            latents_BTD = latents_BDT[..., begin - first : end - first].transpose(1, 2).float()
+            yield [latents_TD[: max(num - begin, 0)] for latents_TD, num in zip(latents_BTD, frames, strict=True)]
+
+
+def _chunks(num_frames: int, chunk_frames: int, reach: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Begin and end of each chunk, and the first and the last frame (exclusive) that it has to see, in order."""
+    for begin in range(0, num_frames, chunk_frames):
+        end = min(begin + chunk_frames, num_frames)
+        yield begin, end, max(0, begin - reach[0]), min(num_frames, end + reach[1])
+
+
+def _spec(sample_rate: int, strides: Sequence[int], num_codebooks: int, codebook_size: int = 1024) -> StreamSpec:
+    return StreamSpec(
+        tokenizer=_NAMES[sample_rate],
+        sample_rate=sample_rate,
+        decode_sample_rate=sample_rate,
+        hop_length=product(strides),
+        window_length=1,
+        frame_rule=FrameRule.CEIL,
+        num_codebooks=num_codebooks,
+        codebook_size=codebook_size,
+        decode_trim=decode_trim(strides),
+    )
+
+
+def _describe(config: TokenizerConfig) -> Description:
+    published = _PUBLISHED[config.tokenizer]
+    weights = find_weights(
+        config.weights or _weights_of(published),
+        tokenizer=config.tokenizer,
+        architecture="dac",
+        revision=config.revision,
+        local_files_only=config.local_files_only,
+    )
+    _require_rate(weights, published)
+    there = weights.config["n_codebooks"]
+    num_codebooks = num_codebooks_of(config, there, there)
+    fingerprint = {
+        "tokenizer": config.tokenizer,
+        "codec": "dac/1",  # raised with every change of a code
+        **fingerprint_of(weights),
+        "codebooks": str(num_codebooks),
+        "precision": config.mode.precision,
+    }
+    strides, size = weights.config["downsampling_ratios"], weights.config["codebook_size"]
+    spec = _spec(published.sample_rate, strides, num_codebooks, size)
+    return Description(config, spec, fingerprint, weights=weights)
+
+
+def _require_rate(weights: Weights, published: StreamSpec) -> None:
+    """Raise `UserError` for weights, or a feature extractor with them, of another rate."""
+    expected = published.sample_rate
+    rates = [weights.config["sampling_rate"], weights.preprocessor.get("sampling_rate", expected)]
+    for rate in rates:
+        if rate != expected:
+            other = f"use {_NAMES[rate]}" if rate in _NAMES else "name other weights"
+            raise UserError(
+                f"The weights in {weights.name} are for {rate:,} Hz, {published.tokenizer} takes {expected:,} Hz: "
+                f"{other}."
+            )
+
+
+def open_dac(description: Description, device: str, *, chunk_frames: int = 0) -> Dac:
+    """The tokenizer that is described; `chunk_frames` other than 0 are for tests."""
+    chunk_samples = _CHUNK_SAMPLES if device == "cpu" else _CHUNK_SAMPLES_ON_GPU
+    return Dac(
+        load_model("DacModel", description.weights),
+        description.spec,
+        description.fingerprint,
+        chunk_frames=chunk_frames or chunk_samples // description.spec.hop_length,
+        device=device,
+        mode=description.config.mode,
+    )
+
+
+_CHUNK_SAMPLES = 64_000  # longer ones leave the caches, of shorter ones much is done twice
+_CHUNK_SAMPLES_ON_GPU = 1_400_000  # more than 30 s at 44.1 kHz
+
+
+def _weights_of(spec: StreamSpec) -> str:
+    return f"descript/{spec.tokenizer.replace('-', '_')}"
+
+
+def _entry(spec: StreamSpec, about: str) -> TokenizerEntry:
+    return TokenizerEntry(
+        spec=spec,
+        kind="acoustic",
+        about=f"DAC {about} (Kumar et al. 2023): convolutions that see both ways, residual VQ by direction",
+        needs_codebook=False,
+        last_frame="zeros after the end",
+        long_audio="in chunks with all that the convolutions reach; exact, decode too",
+        weights=_weights_of(spec),
+        licence="MIT",
+        modes=(Mode.EXACT, Mode.FAST),
+        describe=_describe,
+        open=open_dac,
+    )
+
+
+_PUBLISHED = {
+    spec.tokenizer: spec
+    for spec in (
+        _spec(16_000, (2, 4, 5, 8), 12),
+        _spec(24_000, (2, 4, 5, 8), 32),
+        _spec(44_100, (2, 4, 8, 8), 9),
+    )
+}
+ENTRIES = (
+    _entry(_PUBLISHED["dac-16khz"], "16 kHz"),
+    _entry(_PUBLISHED["dac-24khz"], "24 kHz"),
+    _entry(_PUBLISHED["dac-44khz"], "44.1 kHz"),
+)

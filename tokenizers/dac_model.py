@@ -1,0 +1,194 @@
+"""The layers of DAC, walked so that a segment in a batch, and a frame in a chunk, is what it is alone and in the whole.
+
+The parameters are those of transformers' `DacModel`; the walk is ours, since theirs lets the padding of a batch leak
+into the last frames and needs a segment in memory as a whole.
+
+Axes: B segments, C channels, N positions of a layer's input, T frames, D dimensions of a latent, K codebooks,
+Q codebooks there are, S codes of one, E dimensions that codes are compared in.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .quantize import BLOCK_FRAMES, ResidualQuantizer, relative_gaps
+
+_UNITS = ("res_unit1", "res_unit2", "res_unit3")
+_UNIT_REACH = 3 * (1 + 3 + 9)  # three convolutions over 7 positions, dilated by 1, 3 and 9
+_EDGE_REACH = 3  # the first and the last convolution of each network, over 7 positions
+_LATENT_REACH = 1  # the encoder's last one, over 3
+_BLOCK_FRAMES_ON_GPU = 16_384
+_LEAST_DISTANCE = 0.05  # squared; 1e-5 of it, where near-ties begin, are four roundings of a float32 near 1
+
+
+class Snake(nn.Module):
+    """x + sin^2(a x) / a, a for each channel (Ziyin et al. 2020), with the reciprocal worked out beforehand."""
+
+    alpha: Tensor
+    inverse: Tensor
+
+    def __init__(self, alpha_1C1: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("alpha", alpha_1C1.detach().clone())
+        self.register_buffer("inverse", (alpha_1C1.detach() + 1e-9).reciprocal())
+
+    def forward(self, x_BCN: Tensor) -> Tensor:
+        sine_BCN = torch.mul(x_BCN, self.alpha).sin_()
+        return sine_BCN.mul_(sine_BCN).mul_(self.inverse).add_(x_BCN)
+
+
+def with_fast_snakes(model: nn.Module) -> nn.Module:
+    """`model` with transformers' Snake1d, which makes five copies of its input, replaced by `Snake`."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if hasattr(child, "alpha"):
+                setattr(parent, name, Snake(child.get_parameter("alpha")))
+    return model
+
+
+def encode(encoder: Any, waveforms_B1N: Tensor, valid: Sequence[int]) -> Tensor:
+    """Latents `[B, D, T]` by the layers of a transformers `DacEncoder`; N and `valid` are whole hops.
+
+    Convolutions look both ways and see zeros beyond a segment. After each layer with a bias, what lies past the
+    `valid` positions of a segment is therefore zeroed again; Snake leaves zeros be.
+    """
+    beyond = _Beyond(valid, waveforms_B1N)
+    x_BCN = beyond.silence(encoder.conv1(waveforms_B1N))
+    for block in encoder.block:
+        x_BCN = _residual_units(block, x_BCN, beyond)
+        stride = block.conv1.stride[0]
+        valid = [num // stride for num in valid]
+        x_BCN = block.conv1(block.snake1(x_BCN))
+        beyond = _Beyond(valid, x_BCN)
+        x_BCN = beyond.silence(x_BCN)
+    return encoder.conv2(encoder.snake1(x_BCN))
+
+
+def decode(decoder: Any, latents_BDT: Tensor) -> Tensor:
+    """Samples `[B, 1, N]` by the layers of a transformers `DacDecoder`."""
+    x_BCN = decoder.conv1(latents_BDT)
+    for block in decoder.block:
+        x_BCN = block.conv_t1(block.snake1(x_BCN))
+        x_BCN = _residual_units(block, x_BCN, None)
+    return decoder.conv2(decoder.snake1(x_BCN)).tanh_()
+
+
+def encoder_reach(strides: Sequence[int]) -> tuple[int, int]:
+    """Whole frames before and after a frame's own samples that it sees."""
+    first, last = -_LATENT_REACH, _LATENT_REACH
+    for stride in reversed(strides):
+        padding = math.ceil(stride / 2)
+        first = first * stride - padding - _UNIT_REACH
+        last = last * stride - padding + 2 * stride - 1 + _UNIT_REACH
+    hop = math.prod(strides)
+    return -((first - _EDGE_REACH) // hop), (last + _EDGE_REACH) // hop
+
+
+def decoder_reach(strides: Sequence[int]) -> tuple[int, int]:
+    """Whole frames before and after its own that a frame's samples are made of; `strides` are the encoder's."""
+    first, last = -_EDGE_REACH, math.prod(strides) - 1 + _EDGE_REACH
+    for stride in strides:
+        padding = math.ceil(stride / 2)
+        first = (first - _UNIT_REACH + padding) // stride - 1
+        last = (last + _UNIT_REACH + padding) // stride
+    return _EDGE_REACH - first, last + _EDGE_REACH
+
+
+def decode_trim(strides: Sequence[int]) -> int:
+    """Samples that decoding gives less than whole hops: a transposed convolution of odd stride is one short."""
+    trim = 0
+    for stride in reversed(strides):
+        trim = trim * stride + stride % 2
+    return trim
+
+
+def _residual_units(block: Any, x_BCN: Tensor, beyond: "_Beyond | None") -> Tensor:
+    for unit in (getattr(block, name) for name in _UNITS):
+        x_BCN = unit.conv2(unit.snake2(unit.conv1(unit.snake1(x_BCN)))).add_(x_BCN)
+        if beyond is not None:
+            x_BCN = beyond.silence(x_BCN)
+    return x_BCN
+
+
+class _Beyond:
+    """The positions past each segment's valid ones, of all tensors of one length."""
+
+    def __init__(self, valid: Sequence[int], x_BCN: Tensor) -> None:
+        self._shortest = min(valid)
+        self._mask_B1N: Tensor | None = None
+        if self._shortest < x_BCN.shape[2]:
+            positions_N = torch.arange(self._shortest, x_BCN.shape[2], device=x_BCN.device)
+            self._mask_B1N = positions_N >= torch.tensor(valid, device=x_BCN.device)[:, None, None]
+
+    def silence(self, x_BCN: Tensor) -> Tensor:
+        if self._mask_B1N is not None:
+            x_BCN[..., self._shortest :].masked_fill_(self._mask_B1N, 0.0)
+        return x_BCN
+
+
+class FactorizedQuantizer:
+    """Residual quantization by direction: each stage projects what is left to a few dimensions, takes the code whose
+    vector points most nearly the same way, and takes that vector, projected back, from what is left.
+
+    Everything is computed in float32. Directions are compared as `ResidualQuantizer` compares, with near-ties settled
+    in float64; of equal ones the first. Frames are taken in blocks counted from the first. Kumar et al. 2023, section
+    3.2; Yu et al. 2022 (ViT-VQGAN).
+    """
+
+    def __init__(self, stages: Sequence[Any], *, device: str = "cpu") -> None:
+        on_device = {"device": device, "dtype": torch.float32}
+        self._into = [_matrix(stage.in_proj, on_device) for stage in stages]
+        self._back = [_matrix(stage.out_proj, on_device) for stage in stages]
+        self._codebooks = [stage.codebook.weight.detach().to(**on_device) for stage in stages]
+        self._directions_QSE = torch.stack([functional.normalize(codebook_SE) for codebook_SE in self._codebooks])
+        self._quantizer = ResidualQuantizer(self._directions_QSE, device=device)
+        self._block = BLOCK_FRAMES if torch.device(device).type == "cpu" else _BLOCK_FRAMES_ON_GPU
+
+    def encode(self, frames_TD: Tensor) -> Tensor:
+        """Codes `[Q, T]`, int64."""
+        codes_QT = torch.empty(len(self._into), frames_TD.shape[0], dtype=torch.int64, device=frames_TD.device)
+        for begin in range(0, frames_TD.shape[0], self._block):
+            # a copy of its own: BLAS results may depend on the alignment of what it is given
+            residual_TD = frames_TD[begin : begin + self._block].clone(memory_format=torch.contiguous_format)
+            for stage, into in enumerate(self._into):
+                direction_TE = functional.normalize(functional.linear(residual_TD, *into))
+                codes_T = self._quantizer.nearest(direction_TE, stage)
+                codes_QT[stage, begin : begin + self._block] = codes_T
+                residual_TD -= self._vectors(stage, codes_T)
+        return codes_QT
+
+    def gaps(self, frames_TD: Tensor) -> Tensor:
+        """How sure each code is, `[Q, T]` float64: see `ResidualQuantizer.gaps`.
+
+        Distances are those between directions. The published search computes them as 2 - 2 cos in float32, which is
+        known to a few 1e-7: of codes that are as good as the same, it may take either.
+        """
+        residual_TD = frames_TD.double()
+        gaps = []
+        for stage, codes_T in enumerate(self.encode(frames_TD)):
+            weight_ED, bias_E = (each.double() for each in self._into[stage])
+            direction_TE = functional.normalize(functional.linear(residual_TD, weight_ED, bias_E))
+            directions_SE = functional.normalize(self._codebooks[stage].double())
+            gaps.append(relative_gaps(direction_TE, directions_SE, least=_LEAST_DISTANCE))
+            weight_DE, bias_D = (each.double() for each in self._back[stage])
+            residual_TD = residual_TD - functional.linear(self._codebooks[stage][codes_T].double(), weight_DE, bias_D)
+        return torch.stack(gaps)
+
+    def decode(self, codes_KT: Tensor) -> Tensor:
+        """Latents `[T, D]` of the first `len(codes)` stages. Fewer stages, lower fidelity."""
+        latents_TD = self._vectors(0, codes_KT[0])
+        for stage, codes_T in enumerate(codes_KT[1:], start=1):
+            latents_TD += self._vectors(stage, codes_T)
+        return latents_TD
+
+    def _vectors(self, stage: int, codes_T: Tensor) -> Tensor:
+        return functional.linear(self._codebooks[stage][codes_T], *self._back[stage])
+
+
+def _matrix(conv: Any, on_device: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution over single positions."""
+    return conv.weight.detach()[..., 0].to(**on_device).contiguous(), conv.bias.detach().to(**on_device)
