@@ -36,6 +36,13 @@ test-hostile: $(STAMP)  ## offer wavemill everything hostile that we know of, th
 test-published: $(STAMP)  ## tokenizers at published sizes, and against the original implementations where `make oracles` ran
 	@$(BIN)/python -m pytest -m 'published or oracles' --timeout 3600 -s tests/tokenizers tests/contract
 
+oracles: .venv-oracles/ready  ## make .venv-oracles with the original DAC and EnCodec (5 GB), for make test-published
+
+.venv-oracles/ready: infra/oracles/requirements.txt
+	@test -x .venv-oracles/bin/python || $(PYTHON) -m venv .venv-oracles
+	@.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check -r infra/oracles/requirements.txt
+	@touch .venv-oracles/ready
+
 lint: $(STAMP)  ## ruff, basedpyright and the layer test
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

@@ -21,6 +21,7 @@ from ..tokenizers.compare import Comparison, compare_codes
 from ..tokenizers.ladder import RUNGS
 from ..tokenizers.ladder import padded_length as rung_length
 from ..tokenizers.numerics import use_exact_math, use_one_thread
+from ..tokenizers.published import published_encoder
 from ..tokenizers.registry import CodebookTokenizer, describe, load_features, load_tokenizer, require_tokenizer
 from ..tokenizers.spec import StreamSpec, UserError, chunk_frames, decoded_samples, num_frames
 from ..tokenizers.tokenizer import (
@@ -144,6 +145,9 @@ def check_tokenizer(
     checked.promises.append(_identical("same codes again", alone, again))
     elsewhere = _from_elsewhere(tokenizer, waveforms, options.seed)
     checked.promises.append(_identical("same from other memory and order", alone, elsewhere))
+    if config.mode is Mode.EXACT and options.device == "cpu":
+        promise = _as_published(tokenizer, described, waveforms, alone, on_step)
+        checked.promises += [promise] if promise else []
     if _encodes_batches(tokenizer):
         on_step("encoding in batches")
         checked.promises.append(_batches(tokenizer, config.mode, waveforms, alone, options.seed))
@@ -255,6 +259,31 @@ def _shapes(waveforms: Sequence[Tensor], codes: Sequence[Tensor], spec: StreamSp
         Promise(f"frames by the rule ({spec.frame_rule})", "segments", len(codes), wrong, 0, not wrong),
         Promise(f"codes from 0 to {spec.codebook_size - 1:,}", "segments", len(codes), outside, 0, not outside),
     ]
+
+
+def _as_published(
+    tokenizer: Tokenizer,
+    described: Description,
+    waveforms: Sequence[Tensor],
+    alone: Sequence[Tensor],
+    on_step: Callable[[str], None],
+) -> Promise | None:
+    """The published implementation's own codes, one segment at a time; None if there is none to ask."""
+    published = published_encoder(described)
+    if published is None:
+        return None
+    on_step("encoding with transformers")
+    found = Comparison()
+    for waveform_N, alone_KT in zip(waveforms, alone, strict=True):
+        if not alone_KT.shape[1]:
+            continue  # where a tokenizer has no frame, the published model raises
+        with torch.inference_mode():
+            theirs = published(waveform_N)
+            if isinstance(tokenizer, CodebookTokenizer):
+                theirs = tokenizer.quantizer.encode(theirs)
+        found += compare_codes(tokenizer, waveform_N, alone_KT, theirs)
+    name = "same as transformers gives"
+    return Promise(name, "codes", found.num_codes, found.num_different, found.near_ties, not found.mismatches)
 
 
 def _from_elsewhere(tokenizer: Tokenizer, waveforms: Sequence[Tensor], seed: int) -> list[Tensor]:

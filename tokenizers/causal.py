@@ -13,7 +13,7 @@ its padding over it.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +36,10 @@ class CausalModel(Protocol):
 
     def quantize(self, frames_TD: Tensor) -> Tensor:
         """Codes `[K, T]` of float32 latents."""
+        ...
+
+    def gaps(self, frames_TD: Tensor) -> Tensor:
+        """How sure each of these codes is: see `ResidualQuantizer.gaps`."""
         ...
 
     def dequantize(self, codes_KT: Tensor) -> Tensor:
@@ -72,24 +76,34 @@ class CausalCodec:
 
     @torch.inference_mode()
     def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
+        codes = [[torch.empty(self.spec.num_codebooks, 0, dtype=torch.int64)] for _ in waveforms]
+        for rows in self._latents(waveforms, padded_length):
+            codes_KT = self._model.quantize(torch.cat(rows)).cpu()
+            for parts, part_KT in zip(codes, codes_KT.split([row.shape[0] for row in rows], dim=1), strict=True):
+                parts.append(part_KT)
+        return [torch.cat(parts, dim=1) for parts in codes]
+
+    @torch.inference_mode()
+    def gaps(self, waveform_N: Tensor) -> Tensor:
+        none = torch.empty(self.spec.num_codebooks, 0, dtype=torch.float64)
+        chunks = self._latents([waveform_N], waveform_N.shape[0])
+        return torch.cat([none, *(self._model.gaps(latents_TD).cpu() for (latents_TD,) in chunks)], dim=1)
+
+    def _latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Iterator[list[Tensor]]:
+        """For each chunk, the latents `[T, D]` float32 of each segment's frames in it."""
         hop = self.spec.hop_length
         walk = Walk()
-        codes = [[torch.empty(self.spec.num_codebooks, 0, dtype=torch.int64)] for _ in waveforms]
         for begin in range(0, padded_length, self._chunk_frames * hop):
             width = min(self._chunk_frames, -(-(padded_length - begin) // hop)) * hop
             valid = [min(max(waveform_N.shape[0] - begin, 0), width) for waveform_N in waveforms]
             if not any(valid):
-                break
+                return
             # a copy of its own, too: convolutions' results may depend on the alignment of what they are given
             chunk_B1N = torch.zeros(len(waveforms), 1, width)
             for row_N, waveform_N, num_samples in zip(chunk_B1N[:, 0], waveforms, valid, strict=True):
                 row_N[:num_samples] = waveform_N[begin : begin + num_samples]
             latents_BDT, frames = self._model.latents(walk, chunk_B1N.to(self._device), valid)
-            rows = [latents_DT[:, :num].t() for latents_DT, num in zip(latents_BDT, frames, strict=True)]
-            codes_KT = self._model.quantize(torch.cat(rows).float()).cpu()
-            for parts, part_KT in zip(codes, codes_KT.split(frames, dim=1), strict=True):
-                parts.append(part_KT)
-        return [torch.cat(parts, dim=1) for parts in codes]
+            yield [latents_DT[:, :num].t().float() for latents_DT, num in zip(latents_BDT, frames, strict=True)]
 
     @torch.inference_mode()
     def decode(self, codes_KT: Tensor) -> Tensor:

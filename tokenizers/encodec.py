@@ -59,6 +59,9 @@ class Encodec:
     def quantize(self, frames_TD: Tensor) -> Tensor:
         return self._quantizer.encode(frames_TD)
 
+    def gaps(self, frames_TD: Tensor) -> Tensor:
+        return self._quantizer.gaps(frames_TD)
+
     def dequantize(self, codes_KT: Tensor) -> Tensor:
         return self._quantizer.decode(codes_KT)
 
@@ -116,7 +119,7 @@ ENTRIES = (
         last_frame="each strided layer pads its own input to a whole stride by reflection",
         long_audio="in chunks, all state carried over; exact",
         weights=_WEIGHTS,
-        licence="MIT",
+        licence="MIT; CC-BY-NC-4.0 up to release 0.1.1",
         modes=(Mode.EXACT, Mode.FAST),
         describe=_describe,
         open=open_encodec,

@@ -121,6 +121,15 @@ def load_model(model: str, weights: Weights, *, may_lack: tuple[str, ...] = (), 
     return loaded.eval().requires_grad_(False)
 
 
+def load_published(model: str, weights: Weights) -> tuple[Any, Any]:
+    """transformers' `model` and its feature extractor as `from_pretrained` gives them, to compare with."""
+    transformers = _transformers()
+    with _quiet():
+        loaded = getattr(transformers, model).from_pretrained(weights.folder, local_files_only=True)
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(weights.folder, local_files_only=True)
+    return loaded.float().eval(), extractor
+
+
 def build_model(model: str, config: dict[str, Any], state: dict[str, torch.Tensor]) -> nn.Module:
     """transformers' `model` from parameters at hand, float32, for evaluation. Raises `RuntimeError` if any lacks."""
     kind = getattr(_transformers(), model)

@@ -66,6 +66,10 @@ class Mimi:
         codes_1T = self._semantic.encode(frames_TD)
         return codes_1T if self._acoustic is None else torch.cat([codes_1T, self._acoustic.encode(frames_TD)])
 
+    def gaps(self, frames_TD: Tensor) -> Tensor:
+        gaps_1T = self._semantic.gaps(frames_TD)
+        return gaps_1T if self._acoustic is None else torch.cat([gaps_1T, self._acoustic.gaps(frames_TD)])
+
     def dequantize(self, codes_KT: Tensor) -> Tensor:
         latents_TD = self._semantic.decode(codes_KT[:1])
         if codes_KT.shape[0] == 1 or self._acoustic is None:
@@ -89,8 +93,13 @@ class _Split:
         self._quantizer = ResidualQuantizer(torch.stack(centroids), device=device)
 
     def encode(self, frames_TD: Tensor) -> Tensor:
-        projected_TD = frames_TD if self._project is None else functional.linear(frames_TD, self._project)
-        return self._quantizer.encode(projected_TD)
+        return self._quantizer.encode(self._projected(frames_TD))
+
+    def gaps(self, frames_TD: Tensor) -> Tensor:
+        return self._quantizer.gaps(self._projected(frames_TD))
+
+    def _projected(self, frames_TD: Tensor) -> Tensor:
+        return frames_TD if self._project is None else functional.linear(frames_TD, self._project)
 
     def decode(self, codes_KT: Tensor) -> Tensor:
         frames_TD = self._quantizer.decode(codes_KT)

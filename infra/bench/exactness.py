@@ -29,7 +29,7 @@ from wavemill.tokenizers.ladder import padded_length, rung_of
 from wavemill.tokenizers.registry import REGISTRY
 from wavemill.tokenizers.tokenizer import BatchTokenizer, Mode, Tokenizer
 
-LONG_S, MAX_SEGMENT_S, BATCH = 75.0, 12.0, 8
+LONG_S, FITTED_S, MAX_SEGMENT_S, BATCH = 75.0, 150.0, 12.0, 8
 
 
 def measure(name: str, folder: Path, corpus: Path | None) -> dict[str, object]:
@@ -37,9 +37,9 @@ def measure(name: str, folder: Path, corpus: Path | None) -> dict[str, object]:
     rate = spec.sample_rate
     make_weights(name, folder, small=False)
     long_N = read_speech(corpus, rate, duration_s=LONG_S)
-    recordings = read_recordings(corpus, rate, duration_s=120.0)
-    segments = [waveform_N[: int(MAX_SEGMENT_S * rate)].contiguous() for waveform_N in recordings[:24]]
-    tokenizer = open_published(name, folder, small=False, speech_N=long_N)
+    segments = read_recordings(corpus, rate, duration_s=100.0, each_s=MAX_SEGMENT_S)[:24]
+    fitted_on = read_speech(corpus, rate, duration_s=FITTED_S)
+    tokenizer = open_published(name, folder, small=False, speech_N=fitted_on)
     with torch.inference_mode():
         alone = [tokenizer.encode(segment_N) for segment_N in segments]
         figures: dict[str, object] = {"segments": len(segments), "codes": sum(codes_KT.numel() for codes_KT in alone)}
@@ -52,7 +52,7 @@ def measure(name: str, folder: Path, corpus: Path | None) -> dict[str, object]:
         whole_KT = quantized(tokenizer, oracle(name, folder, long_N))
         figures["long"] = told(tokenizer, [long_N], [tokenizer.encode(long_N)], [whole_KT])
         if Mode.FAST in REGISTRY[name].modes:
-            fast = open_published(name, folder, small=False, mode=Mode.FAST, speech_N=long_N)
+            fast = open_published(name, folder, small=False, mode=Mode.FAST, speech_N=fitted_on)
             changed = [fast.encode(segment_N) for segment_N in segments]
             figures["fast"] = told(tokenizer, segments, alone, changed)
     return figures
