@@ -105,7 +105,9 @@ def _listing(title: str, columns: tuple[str, ...]) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for number, name in enumerate(columns):
         figure = name in ("frames/s", "codebooks", "bits/s")
-        table.add_column(name, style=None if number else "bold", justify="right" if figure else "left", no_wrap=True)
+        table.add_column(
+            name, style=None if number else "bold", justify="right" if figure else "left", no_wrap=name != "licence"
+        )
     return table
 
 

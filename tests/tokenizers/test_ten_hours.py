@@ -41,9 +41,7 @@ for hours in (1, 10):
 """
 
 
-@pytest.mark.parametrize(
-    "name", ["hubert-base", "wavlm-large", "wav2vec2-codes", "encodec-24khz", "mimi", "dac-16khz", "dac-44khz"]
-)
+@pytest.mark.parametrize("name", ["hubert-base", "wav2vec2-codes", "encodec-24khz", "mimi", "dac-16khz"])
 def test_ten_hours_have_their_frames_in_memory_that_does_not_grow(name: str, tmp_path: Path):
     command = [sys.executable, "-c", _CODE, str(Path(__file__).resolve().parents[1]), name, str(tmp_path / "weights")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
