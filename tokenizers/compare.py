@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .tokenizer import Tokenizer
 
-NEAR_TIE = 1e-5  # relative gap of float64 squared distances; below it float32 may let a code fall either way
+NEAR_TIE = 1e-5  # relative gap of float64 distances; below it float32 may let a code fall either way
 
 
 @dataclass(frozen=True, slots=True)

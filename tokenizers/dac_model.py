@@ -22,7 +22,7 @@ _UNIT_REACH = 3 * (1 + 3 + 9)  # three convolutions over 7 positions, dilated by
 _EDGE_REACH = 3  # the first and the last convolution of each network, over 7 positions
 _LATENT_REACH = 1  # the encoder's last one, over 3
 _BLOCK_FRAMES_ON_GPU = 16_384
-_LEAST_DISTANCE = 0.05  # squared; 1e-5 of it, where near-ties begin, are four roundings of a float32 near 1
+_LEAST_SQUARE = 0.05  # of a distance; 1e-5 of it, where near-ties begin, are four roundings of a float32 near 1
 
 
 class Snake(nn.Module):
@@ -173,7 +173,7 @@ class FactorizedQuantizer:
             weight_ED, bias_E = (each.double() for each in self._into[stage])
             direction_TE = functional.normalize(functional.linear(residual_TD, weight_ED, bias_E))
             directions_SE = functional.normalize(self._codebooks[stage].double())
-            gaps.append(relative_gaps(direction_TE, directions_SE, least=_LEAST_DISTANCE))
+            gaps.append(relative_gaps(direction_TE, directions_SE, power=2, least=_LEAST_SQUARE))
             weight_DE, bias_D = (each.double() for each in self._back[stage])
             residual_TD = residual_TD - functional.linear(self._codebooks[stage][codes_T].double(), weight_DE, bias_D)
         return torch.stack(gaps)

@@ -59,7 +59,7 @@ class ResidualQuantizer:
     def gaps(self, frames_ND: Tensor) -> Tensor:
         """How much farther the second nearest centroid is than the nearest, `[Q, N]` float64.
 
-        Squared distances in float64, relative to the second nearest, along the path of our own codes. Where a gap is
+        Distances in float64, relative to the second nearest, along the path of our own codes. Where a gap is
         under 1e-5, rounding that came before the quantizer may let the code fall either way: a near-tie.
         """
         codes_QN = self.encode(frames_ND)
@@ -79,16 +79,16 @@ class ResidualQuantizer:
         return frames_ND
 
 
-def relative_gaps(frames_ND: Tensor, centroids_CD: Tensor, *, least: float = 1e-300) -> Tensor:
-    """How much farther the second nearest centroid is, `[N]`: of squared distances, relative to the second nearest.
+def relative_gaps(frames_ND: Tensor, centroids_CD: Tensor, *, power: int = 1, least: float = 1e-300) -> Tensor:
+    """How much farther the second nearest centroid is, `[N]`, relative to how far it is.
 
-    A second nearest that is nearer than `least` counts as that far.
+    Of distances, or of their squares with `power` 2; a second nearest that is nearer than `least` counts as that far.
     """
     gaps_N = frames_ND.new_empty(frames_ND.shape[0])
     for begin in range(0, frames_ND.shape[0], BLOCK_FRAMES):
         block_ND = frames_ND[begin : begin + BLOCK_FRAMES]
-        distances_NC = torch.cdist(block_ND, centroids_CD, compute_mode="donot_use_mm_for_euclid_dist").square()
-        nearest_N2 = distances_NC.topk(2, dim=1, largest=False).values
+        distances_NC = torch.cdist(block_ND, centroids_CD, compute_mode="donot_use_mm_for_euclid_dist")
+        nearest_N2 = distances_NC.topk(2, dim=1, largest=False).values.pow(power)
         spread_N = nearest_N2[:, 1] - nearest_N2[:, 0]
         gaps_N[begin : begin + BLOCK_FRAMES] = spread_N / nearest_N2[:, 1].clamp_min(least)
     return gaps_N

@@ -179,7 +179,7 @@ def test_gaps_are_those_of_distances_computed_one_by_one() -> None:
     codes_QN, gaps_QN = quantizer.encode(frames_ND), quantizer.gaps(frames_ND)
     for n, frame_D in enumerate(frames_ND.double()):
         for stage, centroids_CD in enumerate(centroids_QCD.double()):
-            nearest, second = sorted(float((frame_D - centroid_D).square().sum()) for centroid_D in centroids_CD)[:2]
+            nearest, second = sorted(float((frame_D - centroid_D).norm()) for centroid_D in centroids_CD)[:2]
             assert float(gaps_QN[stage, n]) == pytest.approx((second - nearest) / second)
             frame_D = frame_D - centroids_CD[codes_QN[stage, n]]
 
