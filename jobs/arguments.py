@@ -166,13 +166,13 @@ def parse_bytes(text: str, flag: str = "--budget") -> int:
     raise UserError(f"{flag} {text!r} is no number of bytes; write 64MB or 2GB.")
 
 
-def require_device(device: str) -> None:
-    """Raise `UserError` for a device that is unknown or not there."""
-    if device == "cpu":
+def require_device(device: str, *, elsewhere: bool = False) -> None:
+    """Raise `UserError` for a device that is unknown or, unless the work is done `elsewhere`, not there."""
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device {device!r} is unknown; there are: cpu, cuda.")
+    if device == "cpu" or elsewhere:
         return
     import torch
 
-    if not device.startswith("cuda"):
-        raise UserError(f"--device {device!r} is unknown; there are: cpu, cuda.")
     if not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no CUDA GPU on this machine. Use --device cpu.")

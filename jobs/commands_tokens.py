@@ -55,7 +55,7 @@ def tokenize(
     from .stages import tokenize_figures, tokenize_stage
     from .tokenize import TokenizeOptions
 
-    require_device(device)
+    require_device(device, elsewhere=engine == "ray" and address is not None)
     options = TokenizeOptions(
         device=device,
         max_error_share=max_error_share,

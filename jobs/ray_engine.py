@@ -106,20 +106,22 @@ class RayEngine:
         self._work = work
         self._work_ref = ray.put(work)
         actors = [self._new_actor() for _ in range(count)]
-        abouts = [actor.about.remote() for actor in actors]
-        # a shared cluster may have fewer places free than it has cores: go on with those that came up
-        ready, _ = ray.wait(abouts, num_returns=count, timeout=_READY_S)
+        # a shared cluster may have fewer places free than it has cores: go on with those that got one. They have not
+        # loaded anything yet, which may take long
+        places = [actor.__ray_ready__.remote() for actor in actors]
+        ready, _ = ray.wait(places, num_returns=count, timeout=_READY_S)
         if not ready:
             raise RunFailed(
                 f"No worker could be started within {_READY_S:.0f} s: the Ray cluster has no free "
                 f"{'GPU' if on_gpu else 'CPU core'}. Wait for other jobs, or name fewer --workers."
             )
-        self._slots = [_Slot(actor) for actor, about in zip(actors, abouts, strict=True) if about in ready]
-        for actor, about in zip(actors, abouts, strict=True):
-            if about not in ready:
+        self._slots = [_Slot(actor) for actor, place in zip(actors, places, strict=True) if place in ready]
+        for actor, place in zip(actors, places, strict=True):
+            if place not in ready:
                 ray.kill(actor)
+        abouts = [slot.actor.about.remote() for slot in self._slots]  # all load their weights at the same time
         try:
-            return self._get(ready[0])
+            return self._get(abouts[0])
         except ray.exceptions.RayActorError as error:
             raise RunFailed(
                 f"A worker could not be started: {str(error).strip().splitlines()[-1]} Every machine of the cluster "

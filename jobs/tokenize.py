@@ -125,17 +125,11 @@ def tokenize(
     running = engine()
     try:
         about = running.start(work, len(tasks))
-        for name, fingerprint in fingerprints.items():
-            found = without_revision(about.fingerprints[name])
-            if found != without_revision(fingerprint):
-                part, theirs, ours = first_difference(found, without_revision(fingerprint))
-                raise StreamMismatch(
-                    f"The workers make stream {name!r} with another {part} ({theirs}) than this machine ({ours}). "
-                    "Install the same wavemill everywhere, and let all machines see the same root."
-                )
+        _require_fingerprints(about.fingerprints, fingerprints)
         run = _Run(root, streams, snapshots, corpus, about, options)
         for report in running.run(tasks):
             failpoint("receipt-received")
+            _require_fingerprints(report.fingerprints, fingerprints)
             summary.add(report)
             run.take(report)
             on_report(report)
@@ -231,6 +225,18 @@ class _Run:
                     "codes may differ in rare near-ties. Run on the same kind of machine and versions, give the run "
                     "another stream name, or accept the mixture with --any-numerics."
                 )
+
+
+def _require_fingerprints(found: dict[str, dict[str, str]], expected: dict[str, dict[str, str]]) -> None:
+    """Raise `StreamMismatch` if a worker made a stream with something else than this machine would."""
+    for name, fingerprint in found.items():
+        theirs, ours = without_revision(fingerprint), without_revision(expected[name])
+        if theirs != ours:
+            part, there, here = first_difference(theirs, ours)
+            raise StreamMismatch(
+                f"A worker makes stream {name!r} with another {part} ({there[:24]}) than this machine ({here[:24]}). "
+                "Install the same wavemill everywhere, and let all machines see the same root and the same weights."
+            )
 
 
 def _require_complete(name: str, stream: Snapshot, corpus: Snapshot) -> None:

@@ -67,8 +67,8 @@ class Lane:
         batch = f"{self.name}: {size} segment(s) padded to {rung / UNITS_PER_S:g} s do not fit into the device's memory"
         if self.mode is Mode.FAST:
             raise RunFailed(
-                f"{batch}. In fast mode the size of a batch decides the codes, so it is not halved along the way: give "
-                "the stream a new name and fewer seconds of audio to a batch, or use mode=exact."
+                f"{batch}. In fast mode the size of a batch decides the codes, so it is not halved along the way: end "
+                "what else runs on it, use a larger one, or give the stream a new name and mode=exact."
             )
         if size == 1:
             raise RunFailed(f"{batch}, and there is no smaller batch. End what else runs on it, or use a larger one.")

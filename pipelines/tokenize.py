@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -22,14 +23,14 @@ from ..storage.table import Receipt, Snapshot, write_shard
 from ..tokenizers.ladder import VERSION as LADDER_VERSION
 from ..tokenizers.ladder import rung_of
 from ..tokenizers.numerics import numerics_class, use_exact_math, use_one_thread
-from ..tokenizers.spec import StreamSpec
+from ..tokenizers.spec import RunFailed, StreamSpec
 from ..tokenizers.tokenizer import Mode, Tokenizer
 from .ahead import DecodeAhead
 from .batching import Batcher, Lane, require_frame_rule
 from .decoder import DecoderSettings
 from .entries import AudioError
 from .reading import Reader, Row
-from .streams import StreamConfig, load_stream_tokenizer
+from .streams import StreamConfig, load_stream_tokenizer, without_revision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,7 @@ class ShardReport:
     decode_s: float  # thread time in decoding and resampling
     encode_s: float
     write_s: float
+    fingerprints: dict[str, dict[str, str]]  # by stream name
     numerics: dict[str, str]
     errors_by_class: dict[str, int]
     example_error: str  # of the first segment with one: its path and why
@@ -98,14 +100,24 @@ class Worker:
         use_exact_math()
         self._work = work
         self._root = Root(work.root_uri)
-        self._tokenizers = {
-            stream.name: load_stream_tokenizer(self._root, stream, device=work.device) for stream in work.streams
-        }
-        self._lanes = _lanes(work, self._tokenizers)
-        self._readers = work.open_readers(self._root)
         self._folders = {stream.name: stream.folder for stream in work.streams}
         self._receipts_sent = 0
         self._numerics = numerics_class(work.device) | _batching_class(work)
+
+    # what takes long is made when it is first needed: that a worker has a place is known before its weights are there
+
+    @cached_property
+    def _tokenizers(self) -> dict[str, Tokenizer]:
+        streams = self._work.streams
+        return {stream.name: load_stream_tokenizer(self._root, stream, device=self._work.device) for stream in streams}
+
+    @cached_property
+    def _lanes(self) -> dict[str, Lane] | None:
+        return _lanes(self._work, self._tokenizers)
+
+    @cached_property
+    def _readers(self) -> list[Reader]:
+        return self._work.open_readers(self._root)
 
     def about(self) -> WorkerAbout:
         return WorkerAbout(
@@ -116,7 +128,7 @@ class Worker:
 
     def close(self) -> None:
         """End the decoder processes."""
-        for reader in self._readers:
+        for reader in self.__dict__.get("_readers", ()):
             reader.close()
 
     def tokenize(self, tasks: Sequence[ShardTask]) -> list[ShardReport]:
@@ -172,6 +184,7 @@ class Worker:
             decode_s=decode_s,
             encode_s=encode_s,
             write_s=time.perf_counter() - started,
+            fingerprints={name: without_revision(self._tokenizers[name].fingerprint) for name in task.streams},
             numerics=self._numerics,
             errors_by_class=dict(Counter(error.kind for _, error in errors)),
             example_error=f"{errors[0][0]['path']}: {errors[0][1].message}" if errors else "",
@@ -191,7 +204,7 @@ def _lanes(work: Work, tokenizers: dict[str, Tokenizer]) -> dict[str, Lane] | No
 
 def _batching_class(work: Work) -> dict[str, str]:
     """What batching adds to the numerics class: the shapes of `fast` mode. Those of `exact` mode are free."""
-    if work.batch_seconds is None:
+    if work.batch_seconds is None or all(stream.tokenizer.mode is Mode.EXACT for stream in work.streams):
         return {}
     return {"batches": f"ladder {LADDER_VERSION}, {work.batch_seconds[Mode.FAST]:g} s in fast mode"}
 
@@ -239,7 +252,14 @@ def encode_segment(waveforms: dict[int, Tensor], tokenizers: dict[str, Tokenizer
     with torch.inference_mode():
         for name, tokenizer in tokenizers.items():
             waveform_N = waveforms[tokenizer.spec.sample_rate]
-            codes[name] = tokenizer.encode(waveform_N)
+            try:
+                codes[name] = tokenizer.encode(waveform_N)
+            except torch.OutOfMemoryError as error:
+                length_s = waveform_N.shape[0] / tokenizer.spec.sample_rate
+                raise RunFailed(
+                    f"{name}: a segment of {length_s:.1f} s does not fit into the device's memory. End what else runs "
+                    "on it, use a larger one, or --device cpu."
+                ) from error
             require_frame_rule(name, codes[name], waveform_N, tokenizer.spec)
     return codes
 

@@ -77,20 +77,22 @@ class CausalCodec:
     @torch.inference_mode()
     def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
         codes = [[torch.empty(self.spec.num_codebooks, 0, dtype=torch.int64)] for _ in waveforms]
-        for rows in self._latents(waveforms, padded_length):
-            codes_KT = self._model.quantize(torch.cat(rows)).cpu()
-            for parts, part_KT in zip(codes, codes_KT.split([row.shape[0] for row in rows], dim=1), strict=True):
-                parts.append(part_KT)
+        for latents_BTD, frames in self._latents(waveforms, padded_length):
+            # of all frames, the padding's too: the shape of a product may decide its last bits
+            codes_KBT = self._model.quantize(latents_BTD.flatten(0, 1)).unflatten(1, latents_BTD.shape[:2]).cpu()
+            for row, (parts, num) in enumerate(zip(codes, frames, strict=True)):
+                parts.append(codes_KBT[:, row, :num])
         return [torch.cat(parts, dim=1) for parts in codes]
 
     @torch.inference_mode()
     def gaps(self, waveform_N: Tensor) -> Tensor:
         none = torch.empty(self.spec.num_codebooks, 0, dtype=torch.float64)
         chunks = self._latents([waveform_N], waveform_N.shape[0])
-        return torch.cat([none, *(self._model.gaps(latents_TD).cpu() for (latents_TD,) in chunks)], dim=1)
+        parts = [self._model.gaps(latents_BTD[0, :num]).cpu() for latents_BTD, (num,) in chunks]
+        return torch.cat([none, *parts], dim=1)
 
-    def _latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Iterator[list[Tensor]]:
-        """For each chunk, the latents `[T, D]` float32 of each segment's frames in it."""
+    def _latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Iterator[tuple[Tensor, list[int]]]:
+        """For each chunk, its latents `[B, T, D]` float32 and how many frames of each segment hold."""
         hop = self.spec.hop_length
         walk = Walk()
         for begin in range(0, padded_length, self._chunk_frames * hop):
@@ -103,7 +105,7 @@ class CausalCodec:
             for row_N, waveform_N, num_samples in zip(chunk_B1N[:, 0], waveforms, valid, strict=True):
                 row_N[:num_samples] = waveform_N[begin : begin + num_samples]
             latents_BDT, frames = self._model.latents(walk, chunk_B1N.to(self._device), valid)
-            yield [latents_DT[:, :num].t().float() for latents_DT, num in zip(latents_BDT, frames, strict=True)]
+            yield latents_BDT.transpose(1, 2).float().contiguous(), frames
 
     @torch.inference_mode()
     def decode(self, codes_KT: Tensor) -> Tensor:

@@ -62,17 +62,19 @@ class Dac:
     @torch.inference_mode()
     def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
         codes = [[torch.empty(self.spec.num_codebooks, 0, dtype=torch.int64)] for _ in waveforms]
-        for rows in self._latents(waveforms, padded_length):
-            codes_KT = self._quantizer.encode(torch.cat(rows)).cpu()
-            for parts, part_KT in zip(codes, codes_KT.split([row.shape[0] for row in rows], dim=1), strict=True):
-                parts.append(part_KT)
+        for latents_BTD, frames in self._latents(waveforms, padded_length):
+            # of all frames, the padding's too: the shape of a product may decide its last bits
+            codes_KBT = self._quantizer.encode(latents_BTD.flatten(0, 1)).unflatten(1, latents_BTD.shape[:2]).cpu()
+            for row, (parts, num) in enumerate(zip(codes, frames, strict=True)):
+                parts.append(codes_KBT[:, row, :num])
         return [torch.cat(parts, dim=1) for parts in codes]
 
     @torch.inference_mode()
     def gaps(self, waveform_N: Tensor) -> Tensor:
         chunks = self._latents([waveform_N], waveform_N.shape[0])
         none = torch.empty(self.spec.num_codebooks, 0, dtype=torch.float64)
-        return torch.cat([none, *(self._quantizer.gaps(latents_TD).cpu() for (latents_TD,) in chunks)], dim=1)
+        parts = [self._quantizer.gaps(latents_BTD[0, :num]).cpu() for latents_BTD, (num,) in chunks]
+        return torch.cat([none, *parts], dim=1)
 
     @torch.inference_mode()
     def decode(self, codes_KT: Tensor) -> Tensor:
@@ -84,8 +86,8 @@ class Dac:
             sound.append(sound_N[(begin - first) * hop : (end - first) * hop].cpu())
         return torch.cat(sound)
 
-    def _latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Iterator[list[Tensor]]:
-        """For each chunk, the latents `[T, D]` float32 of each segment's frames in it."""
+    def _latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Iterator[tuple[Tensor, list[int]]]:
+        """For each chunk, its latents `[B, T, D]` float32 and how many frames of each segment hold."""
         hop = self.spec.hop_length
         frames = [-(-waveform_N.shape[0] // hop) for waveform_N in waveforms]
         padded_frames = -(-padded_length // hop)
@@ -99,8 +101,8 @@ class Dac:
                 row_N[: samples_N.shape[0]] = samples_N
             valid = [min(max(num - first, 0), last - first) * hop for num in frames]
             latents_BDT = encode(self._encoder, chunk_B1N.to(device=self._device, dtype=self._dtype), valid)
-            latents_BTD = latents_BDT[..., begin - first : end - first].transpose(1, 2).float()
-            yield [latents_TD[: max(num - begin, 0)] for latents_TD, num in zip(latents_BTD, frames, strict=True)]
+            latents_BTD = latents_BDT[..., begin - first : end - first].transpose(1, 2).float().contiguous()
+            yield latents_BTD, [min(max(num - begin, 0), end - begin) for num in frames]
 
 
 def _chunks(num_frames: int, chunk_frames: int, reach: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .quantize import BLOCK_FRAMES, ResidualQuantizer, relative_gaps
+from .quantize import ResidualQuantizer, relative_gaps
 
 _UNITS = ("res_unit1", "res_unit2", "res_unit3")
 _UNIT_REACH = 3 * (1 + 3 + 9)  # three convolutions over 7 positions, dilated by 1, 3 and 9
 _EDGE_REACH = 3  # the first and the last convolution of each network, over 7 positions
 _LATENT_REACH = 1  # the encoder's last one, over 3
-_BLOCK_FRAMES_ON_GPU = 16_384
 _LEAST_SQUARE = 0.05  # of a distance; 1e-5 of it, where near-ties begin, are four roundings of a float32 near 1
 
 
@@ -146,7 +145,7 @@ class FactorizedQuantizer:
         self._codebooks = [stage.codebook.weight.detach().to(**on_device) for stage in stages]
         self._directions_QSE = torch.stack([functional.normalize(codebook_SE) for codebook_SE in self._codebooks])
         self._quantizer = ResidualQuantizer(self._directions_QSE, device=device)
-        self._block = BLOCK_FRAMES if torch.device(device).type == "cpu" else _BLOCK_FRAMES_ON_GPU
+        self._block = self._quantizer.block_frames
 
     def encode(self, frames_TD: Tensor) -> Tensor:
         """Codes `[Q, T]`, int64."""

@@ -48,7 +48,10 @@ class Mimi:
     def __init__(self, model: Any, *, num_codebooks: int, device: str, mode: Mode = Mode.EXACT) -> None:
         remove_weight_norm(model)
         self._dtype = torch.bfloat16 if mode is Mode.FAST else torch.float32
+        rotary = model.encoder.encoder_transformer.rotary_emb
+        frequencies = rotary.inv_freq.to(device)
         self._encoder = model.encoder.to(device=device, dtype=self._dtype)
+        rotary.inv_freq = frequencies  # in float32 in every mode: positions are large
         self._decoder = model.decoder.to(device)
         self._semantic = _Split(model.quantizer.semantic_residual_vector_quantizer, 1, device)
         self._acoustic = (

@@ -1,5 +1,6 @@
 """The numerics class: what, beside the fingerprint, can change the last bit of a feature."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -14,7 +15,11 @@ def use_one_thread() -> None:
 
 
 def use_exact_math() -> None:
-    """Let a GPU compute float32 in float32, and each shape by the same algorithm every time."""
+    """Let a GPU compute float32 in float32, and each shape by the same algorithm every time.
+
+    Before anything runs on it: cuBLAS, and cuDNN's LSTM with it, reads its setting when it starts.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False

@@ -9,6 +9,7 @@ from torch import Tensor
 _EPSILON = torch.finfo(torch.float32).eps
 _PAIRS = 4_096  # rivals compared at a time
 BLOCK_FRAMES = 256  # scores of a block, 256 x 1024 float32, stay in a core's cache
+_BLOCK_FRAMES_ON_GPU = 16_384
 
 
 class ResidualQuantizer:
@@ -16,7 +17,7 @@ class ResidualQuantizer:
 
     One stage is plain k-means assignment. Candidates are scored in float32 as x.c - |c|^2 / 2 about the centroids'
     mean; where that cannot tell the best ones apart, their distances are compared in float64. Ties go to the lowest
-    index. Frames are taken in blocks of `BLOCK_FRAMES` counted from the first frame of the segment, so a segment's
+    index. Frames are taken in blocks counted from the first frame of the segment, so a segment's
     codes never depend on what else is in flight. SoundStream, Zeghidour et al. 2021, section III-C.
     """
 
@@ -26,18 +27,19 @@ class ResidualQuantizer:
         self._centred_QCD = self.centroids_QCD - self._mean_Q1D
         squares_QC = self._centred_QCD.square().sum(dim=2)
         self._bias_QC = -0.5 * squares_QC
+        self.block_frames = BLOCK_FRAMES if torch.device(device).type == "cpu" else _BLOCK_FRAMES_ON_GPU
         self._longest_Q = squares_QC.amax(dim=1).sqrt()
 
     def encode(self, frames_ND: Tensor) -> Tensor:
         """Codes `[Q, N]`, int64."""
         num_stages = self.centroids_QCD.shape[0]
         codes_QN = torch.empty(num_stages, frames_ND.shape[0], dtype=torch.int64, device=frames_ND.device)
-        for begin in range(0, frames_ND.shape[0], BLOCK_FRAMES):
+        for begin in range(0, frames_ND.shape[0], self.block_frames):
             # a copy of its own: BLAS results may depend on the alignment of what it is given
-            residual_ND = frames_ND[begin : begin + BLOCK_FRAMES].clone(memory_format=torch.contiguous_format)
+            residual_ND = frames_ND[begin : begin + self.block_frames].clone(memory_format=torch.contiguous_format)
             for stage in range(num_stages):
                 codes_N = self.nearest(residual_ND, stage)
-                codes_QN[stage, begin : begin + BLOCK_FRAMES] = codes_N
+                codes_QN[stage, begin : begin + self.block_frames] = codes_N
                 residual_ND -= self.centroids_QCD[stage][codes_N]
         return codes_QN
 

@@ -53,7 +53,6 @@ class Tokenizer(Protocol):
         """Sound `[decoded_samples(T, spec)]`, float32 on the CPU, from the first K >= 1 codebooks."""
         ...
 
-
     def gaps(self, waveform_N: Tensor) -> Tensor:
         """How sure each code is, `[K, T]` float64 on the CPU: see `ResidualQuantizer.gaps`."""
         ...
