@@ -7,6 +7,7 @@ extractor's `preprocessor_config.json`. Pickled weights are never opened.
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -211,7 +212,7 @@ def _from_hub(source: str, revision: str | None, local_files_only: bool) -> Path
     except ModuleNotFoundError as error:
         raise UserError(f"Weights from the hub need the package huggingface_hub. {_INSTALL}") from error
     try:
-        with _quiet():
+        with _quiet(bars=sys.stderr.isatty()):  # gigabytes may come: that is worth a bar
             folder = Path(
                 hub.snapshot_download(
                     source, revision=revision, local_files_only=local_files_only, allow_patterns=_PATTERNS
@@ -279,23 +280,29 @@ def _transformers() -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers and the hub tell of every unused tensor and draw bars of their own: not while this is entered."""
+def _quiet(*, bars: bool = False) -> Iterator[None]:
+    """transformers and the hub tell of every unused tensor and draw bars of their own: not while this is entered.
+
+    With `bars`, those of the hub stay.
+    """
     import huggingface_hub.utils as hub
     import transformers.utils.logging as transformers
 
     level, hub_level = transformers.get_verbosity(), hub.logging.get_verbosity()
-    bars, hub_bars = transformers.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    drawn, hub_drawn = transformers.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
     transformers.set_verbosity_error()
     hub.logging.set_verbosity_error()
     transformers.disable_progress_bar()
-    hub.disable_progress_bars()
+    if bars:
+        hub.enable_progress_bars()
+    else:
+        hub.disable_progress_bars()
     try:
         yield
     finally:
         transformers.set_verbosity(level)
         hub.logging.set_verbosity(hub_level)
-        if bars:
+        if drawn:
             transformers.enable_progress_bar()
-        if hub_bars:
+        if hub_drawn:
             hub.enable_progress_bars()
