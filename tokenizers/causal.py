@@ -13,7 +13,7 @@ its padding over it.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +25,32 @@ from .spec import StreamSpec, UserError
 from .tokenizer import TokenizerConfig
 
 _MIN_CHUNK_FRAMES = 8  # what the first chunk reflects to its left (6 frames of EnCodec) must lie in it
+
+
+# for each chunk, its latents [B, T, D] float32 and how many frames of each segment hold
+Chunks = Iterator[tuple[Tensor, list[int]]]
+
+
+def codes_of_chunks(
+    chunks: Chunks, quantize: Callable[[Tensor], Tensor], num_segments: int, num_codebooks: int
+) -> list[Tensor]:
+    """Codes `[K, T]` int64 of each segment, on the CPU.
+
+    All frames of a chunk are quantized, the padding's too: the shape of a product may decide its last bits.
+    """
+    codes = [[torch.empty(num_codebooks, 0, dtype=torch.int64)] for _ in range(num_segments)]
+    for latents_BTD, frames in chunks:
+        codes_KBT = quantize(latents_BTD.flatten(0, 1)).unflatten(1, latents_BTD.shape[:2]).cpu()
+        for row, (parts, num) in enumerate(zip(codes, frames, strict=True)):
+            parts.append(codes_KBT[:, row, :num])
+    return [torch.cat(parts, dim=1) for parts in codes]
+
+
+def gaps_of_chunks(chunks: Chunks, gaps: Callable[[Tensor], Tensor], num_codebooks: int) -> Tensor:
+    """Gaps `[K, T]` float64 of the one segment that the chunks are of, on the CPU."""
+    parts = [torch.empty(num_codebooks, 0, dtype=torch.float64)]
+    parts += [gaps(latents_BTD[0, :num]).cpu() for latents_BTD, (num,) in chunks]
+    return torch.cat(parts, dim=1)
 
 
 class CausalModel(Protocol):
@@ -76,23 +102,15 @@ class CausalCodec:
 
     @torch.inference_mode()
     def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
-        codes = [[torch.empty(self.spec.num_codebooks, 0, dtype=torch.int64)] for _ in waveforms]
-        for latents_BTD, frames in self._latents(waveforms, padded_length):
-            # of all frames, the padding's too: the shape of a product may decide its last bits
-            codes_KBT = self._model.quantize(latents_BTD.flatten(0, 1)).unflatten(1, latents_BTD.shape[:2]).cpu()
-            for row, (parts, num) in enumerate(zip(codes, frames, strict=True)):
-                parts.append(codes_KBT[:, row, :num])
-        return [torch.cat(parts, dim=1) for parts in codes]
+        latents = self._latents(waveforms, padded_length)
+        return codes_of_chunks(latents, self._model.quantize, len(waveforms), self.spec.num_codebooks)
 
     @torch.inference_mode()
     def gaps(self, waveform_N: Tensor) -> Tensor:
-        none = torch.empty(self.spec.num_codebooks, 0, dtype=torch.float64)
-        chunks = self._latents([waveform_N], waveform_N.shape[0])
-        parts = [self._model.gaps(latents_BTD[0, :num]).cpu() for latents_BTD, (num,) in chunks]
-        return torch.cat([none, *parts], dim=1)
+        latents = self._latents([waveform_N], waveform_N.shape[0])
+        return gaps_of_chunks(latents, self._model.gaps, self.spec.num_codebooks)
 
-    def _latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Iterator[tuple[Tensor, list[int]]]:
-        """For each chunk, its latents `[B, T, D]` float32 and how many frames of each segment hold."""
+    def _latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Chunks:
         hop = self.spec.hop_length
         walk = Walk()
         for begin in range(0, padded_length, self._chunk_frames * hop):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .causal import num_codebooks_of, product
+from .causal import Chunks, codes_of_chunks, gaps_of_chunks, num_codebooks_of, product
 from .dac_model import (
     FactorizedQuantizer,
     decode,
@@ -61,20 +61,13 @@ class Dac:
 
     @torch.inference_mode()
     def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
-        codes = [[torch.empty(self.spec.num_codebooks, 0, dtype=torch.int64)] for _ in waveforms]
-        for latents_BTD, frames in self._latents(waveforms, padded_length):
-            # of all frames, the padding's too: the shape of a product may decide its last bits
-            codes_KBT = self._quantizer.encode(latents_BTD.flatten(0, 1)).unflatten(1, latents_BTD.shape[:2]).cpu()
-            for row, (parts, num) in enumerate(zip(codes, frames, strict=True)):
-                parts.append(codes_KBT[:, row, :num])
-        return [torch.cat(parts, dim=1) for parts in codes]
+        latents = self._latents(waveforms, padded_length)
+        return codes_of_chunks(latents, self._quantizer.encode, len(waveforms), self.spec.num_codebooks)
 
     @torch.inference_mode()
     def gaps(self, waveform_N: Tensor) -> Tensor:
-        chunks = self._latents([waveform_N], waveform_N.shape[0])
-        none = torch.empty(self.spec.num_codebooks, 0, dtype=torch.float64)
-        parts = [self._quantizer.gaps(latents_BTD[0, :num]).cpu() for latents_BTD, (num,) in chunks]
-        return torch.cat([none, *parts], dim=1)
+        latents = self._latents([waveform_N], waveform_N.shape[0])
+        return gaps_of_chunks(latents, self._quantizer.gaps, self.spec.num_codebooks)
 
     @torch.inference_mode()
     def decode(self, codes_KT: Tensor) -> Tensor:
@@ -86,8 +79,7 @@ class Dac:
             sound.append(sound_N[(begin - first) * hop : (end - first) * hop].cpu())
         return torch.cat(sound)
 
-    def _latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Iterator[tuple[Tensor, list[int]]]:
-        """For each chunk, its latents `[B, T, D]` float32 and how many frames of each segment hold."""
+    def _latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Chunks:
         hop = self.spec.hop_length
         frames = [-(-waveform_N.shape[0] // hop) for waveform_N in waveforms]
         padded_frames = -(-padded_length // hop)
