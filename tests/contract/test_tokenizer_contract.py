@@ -26,7 +26,7 @@ CONFIGURATIONS = Path(__file__).resolve().parents[1] / "published"
 BASELINES = {stream.tokenizer.tokenizer: stream for stream in STREAMS}
 # of models that differ in size alone, one is enough most of the time
 EACH_KIND = {
-    *("hubert-base", "wavlm-large", "wav2vec2-large-lv60", "wav2vec2-codes"),
+    *("hubert-base", "wavlm-large", "wav2vec2-codes"),
     *("encodec-24khz", "mimi", "dac-16khz"),
 }
 CASES = [

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import pytest
+
 Wavemill = Callable[..., CompletedProcess[str]]
 
 
@@ -20,6 +22,7 @@ def sentence(done: CompletedProcess[str], *, status: int = 2) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_the_way_from_a_folder_to_tokens_and_back(wavemill: Wavemill, samples: Path, tmp_path: Path):
     root = tmp_path / "tokens"
     built = wavemill(

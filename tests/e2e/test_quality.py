@@ -51,6 +51,7 @@ def rate_quality(
     return list(scores.mean(axis=0)), list(distances.mean(axis=0))
 
 
+@pytest.mark.slow
 def test_each_codebook_brings_unseen_synthetic_speakers_closer(samples: Path, fitted_root: Path):
     root = Root(fitted_root)
     corpus = read_snapshot(root, "corpus")

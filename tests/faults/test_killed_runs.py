@@ -31,6 +31,7 @@ DRIVER_FAILPOINTS = [
     "before-commit-acoustic",  # between the commits of two streams
     "after-commit",
 ]
+USUAL_FAILPOINTS = {"shard-written@3", "before-fence", "before-commit-acoustic", "after-commit"}
 WORKER_FAILPOINTS = ["shard-before-write", "shard-written", "receipt-sent"]
 
 
@@ -39,7 +40,10 @@ def kill_at(failpoint: str) -> str:
     return f"{name}=kill" + (f"@{hit}" if hit else "")
 
 
-@pytest.mark.parametrize("failpoint", DRIVER_FAILPOINTS)
+@pytest.mark.parametrize(
+    "failpoint",
+    [pytest.param(name, marks=() if name in USUAL_FAILPOINTS else pytest.mark.slow) for name in DRIVER_FAILPOINTS],
+)
 def test_a_run_killed_at_a_failpoint_is_finished_by_the_same_command(
     failpoint: str, fitted_root: Path, finished_root: Path, copy_root: Callable[[Path], Path]
 ):
@@ -54,7 +58,11 @@ def test_a_run_killed_at_a_failpoint_is_finished_by_the_same_command(
 
 
 @pytest.mark.parametrize(
-    "failpoint", ["shard-written@2", "before-fence", "after-fence", "before-commit", "after-commit"]
+    "failpoint",
+    [
+        *("shard-written@2", "before-commit", "after-commit"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("before-fence", "after-fence")),
+    ],
 )
 def test_a_corpus_build_killed_at_a_failpoint_is_finished_by_the_same_command(
     failpoint: str, samples: Path, tmp_path: Path
@@ -111,6 +119,7 @@ def test_workers_killed_on_ray_are_replaced_within_the_run(
     assert committed(root) == committed(finished_root)
 
 
+@pytest.mark.slow
 def test_a_driver_killed_on_ray_leaves_no_worker_and_is_finished_by_the_same_command(
     fitted_root: Path, finished_root: Path, copy_root: Callable[[Path], Path]
 ):
@@ -162,7 +171,9 @@ def test_of_two_drivers_one_stops_with_a_sentence_and_the_other_finishes(
     assert committed(root) == committed(finished_root)
 
 
-@pytest.mark.parametrize(("engine", "number"), [("inline", signal.SIGINT), ("ray", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("engine", "number"), [("inline", signal.SIGINT), pytest.param("ray", signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_says_so_and_the_same_command_goes_on(
     engine: str, number: signal.Signals, fitted_root: Path, finished_root: Path, copy_root: Callable[[Path], Path]
 ):

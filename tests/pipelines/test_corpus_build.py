@@ -338,6 +338,7 @@ def test_each_build_commits_all_its_shards(tmp_path: Path) -> None:
     assert [row["path"] for row in rows_of(tmp_path / "root")] == [f"{number:02d}.wav" for number in range(70)]
 
 
+@pytest.mark.slow
 def test_thousands_of_files_are_built_in_flat_memory(tmp_path: Path) -> None:
     record(tmp_path / "one.wav", 0.01)
     content = (tmp_path / "one.wav").read_bytes()
