@@ -14,7 +14,7 @@ from ..storage.root import Root
 from ..storage.table import Snapshot, read_snapshot
 from ..tokenizers.codebook import Codebook as StoredCodebook
 from ..tokenizers.fit import faiss_version
-from ..tokenizers.registry import describe, describe_features, require_tokenizer
+from ..tokenizers.registry import FITTED_ON, describe, describe_features, require_tokenizer
 from ..tokenizers.spec import UserError
 from ..tokenizers.tokenizer import Description, Mode, TokenizerConfig
 from .arguments import parse_bytes, require_device
@@ -143,7 +143,7 @@ def _require_stream_ready(recipe: Recipe, root: Root, stream: StreamConfig, code
     _require_made_for(stream, stream.tokenizer.tokenizer, codebooks[book].tokenizer)
     ours = described.fingerprint
     theirs = describe(_codebook_config(codebooks[book], recipe)).fingerprint
-    for part in ("weights", "layer"):
+    for part in FITTED_ON:
         if ours.get(part) != theirs.get(part):
             raise UserError(
                 f"streams.{stream.name} uses {part} {_short(ours.get(part))}, its codebook {book!r} is made for {part} "

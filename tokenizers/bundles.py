@@ -5,7 +5,6 @@ are turned into transformers', so that the same pass runs them. Layer L is the L
 which like ours has no norm after the last layer of models that norm first.
 """
 
-import hashlib
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .hub import build_model
+from .hub import build_model, files_sha256
 from .spec import UserError, did_you_mean
 
 PREFIX = "torchaudio:"
@@ -59,9 +58,9 @@ def find_bundle(
 
     bundle = getattr(pipelines, name)
     file = _fetch(bundle._path, source, local_files_only)
-    with open(file, "rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return BundleWeights(source, file, digest, _config(bundle._params, architecture), bundle._normalize_waveform)
+    return BundleWeights(
+        source, file, files_sha256([file]), _config(bundle._params, architecture), bundle._normalize_waveform
+    )
 
 
 def load_bundle(model: str, weights: BundleWeights, *, num_hidden_layers: int) -> nn.Module:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -76,7 +76,7 @@ def find_weights(
         name=source,
         folder=folder,
         revision=revision,
-        sha256=_sha256(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)),
+        sha256=files_sha256(files),
         config_sha256=_config_sha256(given),
         config=_with_defaults(given, source),
         preprocessor=_read_json(preprocessor, source) if preprocessor.exists() else {},
@@ -259,6 +259,11 @@ def _revision_of(folder: Path) -> str:
         if _COMMIT.fullmatch(first):
             return first
     return "local"
+
+
+def files_sha256(files: Iterable[Path]) -> str:
+    """Hash of files' bytes, read once in a process."""
+    return _sha256(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
 @cache

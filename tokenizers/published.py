@@ -11,7 +11,7 @@ from torch import Tensor
 from .hub import Weights, load_published
 from .tokenizer import Description
 
-_MODELS = {
+MODELS = {
     "hubert": "HubertModel",
     "wavlm": "WavLMModel",
     "wav2vec2": "Wav2Vec2Model",
@@ -31,7 +31,7 @@ def published_encoder(description: Description) -> Callable[[Tensor], Tensor] | 
     if not isinstance(weights, Weights) or not weights.preprocessor or description.spec.tokenizer == "wav2vec2-codes":
         return None
     architecture = str(weights.config["model_type"])
-    model, extractor = load_published(_MODELS[architecture], weights)
+    model, extractor = load_published(MODELS[architecture], weights)
 
     def prepare(waveform_N: Tensor) -> Any:
         return extractor(waveform_N.numpy(), sampling_rate=extractor.sampling_rate, return_tensors="pt")

@@ -140,7 +140,7 @@ class CodebookTokenizer:
 
 
 # what a codebook has to agree on with the features it is used with; the revision may differ if the weights do not
-_FITTED_ON = ("features", "weights", "config", "layer", "normalize")
+FITTED_ON = ("features", "weights", "config", "layer", "normalize")
 
 
 def _require_fits(described: Description, codebook: Codebook, codebook_name: str) -> None:
@@ -158,7 +158,7 @@ def _require_fits(described: Description, codebook: Codebook, codebook_name: str
             f"Codebook {codebook_name} has centroids of {dim} dimensions, the features of {name} have {described.dim}. "
             f"{again}"
         )
-    for part in _FITTED_ON:
+    for part in FITTED_ON:
         fitted_on, ours = header.get(part), described.fingerprint.get(part)
         if fitted_on != ours:
             raise UserError(

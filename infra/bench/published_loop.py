@@ -1,4 +1,4 @@
-"""The published way to codes, as model cards and scripts have it: transformers, nothing of wavemill's."""
+"""The published way to codes, as model cards and scripts have it: transformers, nothing of wavemill's but names."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 import transformers
 from torch import Tensor
+from wavemill.tokenizers.published import MODELS
+from wavemill.tokenizers.registry import REGISTRY
 
 Loop = Callable[[Tensor], Tensor]
-_DEFAULT_LAYERS = {"hubert-base": 9, "wavlm-base": 9, "wavlm-base-plus": 9, "wav2vec2-base": 6}
-_DEFAULT_LAYERS |= {"hubert-large": 18, "hubert-xlarge": 36, "wavlm-large": 18}
-_DEFAULT_LAYERS |= {"wav2vec2-large": 14, "wav2vec2-large-lv60": 14}
 
 
 def published_loop(name: str, folder: Path, *, ours_centroids: int) -> Loop:
@@ -24,7 +23,7 @@ def published_batch(
 ) -> Callable[[list[Tensor]], Tensor]:
     """Codes `[B, ..., T]` of a batch padded as the feature extractor pads, masks given where the model takes any."""
     kind = name.partition("-")[0]
-    model = getattr(transformers, _MODELS[kind]).from_pretrained(folder).eval()
+    model = getattr(transformers, MODELS[kind]).from_pretrained(folder).eval()
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     rate = extractor.sampling_rate
 
@@ -33,7 +32,7 @@ def published_batch(
         return extractor(raw if len(raw) > 1 else raw[0], sampling_rate=rate, return_tensors="pt", **options)
 
     if kind in ("hubert", "wavlm", "wav2vec2"):
-        layer = _DEFAULT_LAYERS[name]
+        layer = REGISTRY[name].layer
         if centroids_CD is None:
             centroids_CD = torch.randn(num_centroids, model.config.hidden_size)
 
@@ -48,13 +47,3 @@ def published_batch(
     if kind == "mimi":
         return lambda waveforms: model.encode(**prepare(waveforms), num_quantizers=8).audio_codes
     return lambda waveforms: model.encode(prepare(waveforms)["input_values"]).audio_codes
-
-
-_MODELS = {
-    "hubert": "HubertModel",
-    "wavlm": "WavLMModel",
-    "wav2vec2": "Wav2Vec2Model",
-    "encodec": "EncodecModel",
-    "mimi": "MimiModel",
-    "dac": "DacModel",
-}
