@@ -99,7 +99,8 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
 
 def require_ready(recipe: Recipe, root: Root) -> None:
     """Raise `UserError` for what would stop a run later on: tokenizers, codebooks, the device, FAISS, sources."""
-    require_device(recipe.tokenize.device)
+    asked = recipe.tokenize
+    require_device(asked.device, elsewhere=asked.engine == "ray" and asked.address is not None)
     for number, source in enumerate(recipe.corpus.sources):
         there = os.path.exists(source.path) or "://" in source.path
         if not there and not (glob.has_magic(source.path) and next(glob.iglob(source.path, recursive=True), None)):

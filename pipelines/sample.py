@@ -61,18 +61,20 @@ def sample_frames(
     kept: dict[str, NDArray[np.float32]] = {}
     num_errors = 0
     readers = work.open_readers(root)
-    for index, waveforms in DecodeAhead(chosen, {features.spec.sample_rate}, readers, work.decode_ahead_bytes):
-        row = chosen[index]
-        failed = isinstance(waveforms, AudioError)
-        on_segment(row["duration_s"], failed)
-        if failed:
-            num_errors += 1
-            continue
-        with torch.inference_mode():
-            frames_TD = features.extract(waveforms[features.spec.sample_rate]).cpu().numpy()
-        kept[row["id"]] = _share_of(frames_TD, share, seed, row["id"])
-    for reader in readers:
-        reader.close()
+    try:
+        for index, waveforms in DecodeAhead(chosen, {features.spec.sample_rate}, readers, work.decode_ahead_bytes):
+            row = chosen[index]
+            failed = isinstance(waveforms, AudioError)
+            on_segment(row["duration_s"], failed)
+            if failed:
+                num_errors += 1
+                continue
+            with torch.inference_mode():
+                frames_TD = features.extract(waveforms[features.spec.sample_rate]).cpu().numpy()
+            kept[row["id"]] = _share_of(frames_TD, share, seed, row["id"])
+    finally:
+        for reader in readers:
+            reader.close()
     frames = [kept[row_id] for row_id in sorted(kept)]
     frames_ND = np.concatenate(frames) if frames else np.empty((0, features.dim), dtype=np.float32)
     return Sample(

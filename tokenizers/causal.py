@@ -12,45 +12,17 @@ which each segment fills so many positions (`valid`); what lies after them is an
 its padding over it.
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .hub import Weights
-from .spec import StreamSpec, UserError
-from .tokenizer import TokenizerConfig
+from .codec import Chunks, codes_of_chunks, gaps_of_chunks
+from .spec import StreamSpec
 
 _MIN_CHUNK_FRAMES = 8  # what the first chunk reflects to its left (6 frames of EnCodec) must lie in it
-
-
-# for each chunk, its latents [B, T, D] float32 and how many frames of each segment hold
-Chunks = Iterator[tuple[Tensor, list[int]]]
-
-
-def codes_of_chunks(
-    chunks: Chunks, quantize: Callable[[Tensor], Tensor], num_segments: int, num_codebooks: int
-) -> list[Tensor]:
-    """Codes `[K, T]` int64 of each segment, on the CPU.
-
-    All frames of a chunk are quantized, the padding's too: the shape of a product may decide its last bits.
-    """
-    codes = [[torch.empty(num_codebooks, 0, dtype=torch.int64)] for _ in range(num_segments)]
-    for latents_BTD, frames in chunks:
-        codes_KBT = quantize(latents_BTD.flatten(0, 1)).unflatten(1, latents_BTD.shape[:2]).cpu()
-        for row, (parts, num) in enumerate(zip(codes, frames, strict=True)):
-            parts.append(codes_KBT[:, row, :num])
-    return [torch.cat(parts, dim=1) for parts in codes]
-
-
-def gaps_of_chunks(chunks: Chunks, gaps: Callable[[Tensor], Tensor], num_codebooks: int) -> Tensor:
-    """Gaps `[K, T]` float64 of the one segment that the chunks are of, on the CPU."""
-    parts = [torch.empty(num_codebooks, 0, dtype=torch.float64)]
-    parts += [gaps(latents_BTD[0, :num]).cpu() for latents_BTD, (num,) in chunks]
-    return torch.cat(parts, dim=1)
 
 
 class CausalModel(Protocol):
@@ -242,32 +214,3 @@ def _mend_right_edges(
     rows_M, targets_M, sources_M, holds_M = torch.tensor([rows, targets, sources, holds], device=padded_BCN.device)
     edge_MC = padded_BCN[rows_M, :, sources_M].masked_fill(holds_M[:, None] == 0, 0.0)
     padded_BCN[rows_M, :, targets_M] = edge_MC
-
-
-def require_published(weights: Weights, name: str, published: dict[str, Any]) -> None:
-    """Raise `UserError` for weights whose configuration differs in one of the `published` values, naming them all."""
-    differing = [
-        f"{key} {weights.config.get(key)}, not {value}"
-        for key, value in published.items()
-        if weights.config.get(key) != value
-    ]
-    rate = published["sampling_rate"]
-    if weights.preprocessor.get("sampling_rate", rate) != rate:
-        differing.append(f"a feature extractor for {weights.preprocessor['sampling_rate']} Hz, not {rate}")
-    if differing:
-        raise UserError(
-            f"{weights.name} holds another codec than {name}: {'; '.join(differing)}. Name other weights, or the "
-            "tokenizer that takes these."
-        )
-
-
-def num_codebooks_of(config: TokenizerConfig, there: int, default: int) -> int:
-    """How many codebooks a stream has. Raises `UserError` for more than there are, or none."""
-    asked = min(default, there) if config.num_codebooks is None else config.num_codebooks
-    if not 1 <= asked <= there:
-        raise UserError(f"{config.tokenizer} has 1 to {there} codebooks; {asked} were asked for.")
-    return asked
-
-
-def product(ratios: Iterable[int]) -> int:
-    return math.prod(int(ratio) for ratio in ratios)

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .causal import Chunks, codes_of_chunks, gaps_of_chunks, num_codebooks_of, product
+from .codec import (
+    Chunks,
+    codec_fingerprint,
+    codes_of_chunks,
+    find_codec,
+    gaps_of_chunks,
+    num_codebooks_of,
+    product,
+)
 from .dac_model import (
     FactorizedQuantizer,
     decode,
@@ -19,7 +27,7 @@ from .dac_model import (
     encoder_reach,
     with_fast_snakes,
 )
-from .hub import Weights, find_weights, fingerprint_of, load_model, remove_weight_norm
+from .hub import Weights, load_model, remove_weight_norm
 from .spec import FrameRule, StreamSpec, UserError
 from .tokenizer import Description, Mode, TokenizerConfig, TokenizerEntry
 
@@ -120,23 +128,11 @@ def _spec(sample_rate: int, strides: Sequence[int], num_codebooks: int, codebook
 
 def _describe(config: TokenizerConfig) -> Description:
     published = _PUBLISHED[config.tokenizer]
-    weights = find_weights(
-        config.weights or _weights_of(published),
-        tokenizer=config.tokenizer,
-        architecture="dac",
-        revision=config.revision,
-        local_files_only=config.local_files_only,
-    )
+    weights = find_codec(config, default=_weights_of(published), architecture="dac")
     _require_rate(weights, published)
     there = weights.config["n_codebooks"]
     num_codebooks = num_codebooks_of(config, there, there)
-    fingerprint = {
-        "tokenizer": config.tokenizer,
-        "codec": "dac/1",  # raised with every change of a code
-        **fingerprint_of(weights),
-        "codebooks": str(num_codebooks),
-        "precision": config.mode.precision,
-    }
+    fingerprint = codec_fingerprint(config, "dac/1", weights, num_codebooks)
     strides, size = weights.config["downsampling_ratios"], weights.config["codebook_size"]
     spec = _spec(published.sample_rate, strides, num_codebooks, size)
     return Description(config, spec, fingerprint, weights=weights)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .causal import CausalCodec, Walk, num_codebooks_of, product, require_published
-from .hub import find_weights, fingerprint_of, load_model, remove_weight_norm
+from .causal import CausalCodec, Walk
+from .codec import codec_fingerprint, find_codec, num_codebooks_of, product, require_published
+from .hub import load_model, remove_weight_norm
 from .quantize import ResidualQuantizer
 from .spec import FrameRule, StreamSpec
 from .tokenizer import Description, Mode, TokenizerConfig, TokenizerEntry
@@ -70,26 +71,14 @@ class Encodec:
 
 
 def _describe(config: TokenizerConfig) -> Description:
-    weights = find_weights(
-        config.weights or _WEIGHTS,
-        tokenizer=config.tokenizer,
-        architecture="encodec",
-        revision=config.revision,
-        local_files_only=config.local_files_only,
-    )
+    weights = find_codec(config, default=_WEIGHTS, architecture="encodec")
     require_published(weights, config.tokenizer, _PUBLISHED)
     hop, size = product(weights.config["upsampling_ratios"]), weights.config["codebook_size"]
     # EncodecConfig.num_quantizers: as many as the highest bandwidth pays for
     bits_per_codebook = math.ceil(_SPEC.sample_rate / hop) * math.ceil(math.log2(size))
     there = int(1000 * weights.config["target_bandwidths"][-1] // bits_per_codebook)
     num_codebooks = num_codebooks_of(config, there, _SPEC.num_codebooks)
-    fingerprint = {
-        "tokenizer": config.tokenizer,
-        "codec": "encodec-24khz/1",  # raised with every change of a code
-        **fingerprint_of(weights),
-        "codebooks": str(num_codebooks),
-        "precision": config.mode.precision,
-    }
+    fingerprint = codec_fingerprint(config, "encodec-24khz/1", weights, num_codebooks)
     spec = replace(_SPEC, hop_length=hop, num_codebooks=num_codebooks, codebook_size=size)
     return Description(config, spec, fingerprint, weights=weights)
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .causal import CausalCodec, Walk, num_codebooks_of, product, require_published
-from .hub import find_weights, fingerprint_of, load_model, remove_weight_norm
+from .causal import CausalCodec, Walk
+from .codec import codec_fingerprint, find_codec, num_codebooks_of, product, require_published
+from .hub import load_model, remove_weight_norm
 from .quantize import ResidualQuantizer
 from .spec import FrameRule, StreamSpec, UserError
 from .tokenizer import Description, Mode, TokenizerConfig, TokenizerEntry
@@ -162,13 +163,7 @@ def _turn(x_BHND: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _describe(config: TokenizerConfig) -> Description:
-    weights = find_weights(
-        config.weights or _WEIGHTS,
-        tokenizer=config.tokenizer,
-        architecture="mimi",
-        revision=config.revision,
-        local_files_only=config.local_files_only,
-    )
+    weights = find_codec(config, default=_WEIGHTS, architecture="mimi")
     require_published(weights, config.tokenizer, _PUBLISHED)
     hop = product(weights.config["upsampling_ratios"]) * _LATENT_STRIDE
     rate = weights.config.get("frame_rate", weights.config.get("_frame_rate"))  # transformers moves it
@@ -178,13 +173,7 @@ def _describe(config: TokenizerConfig) -> Description:
             f"strides give {_SPEC.sample_rate / hop:g}. Name other weights."
         )
     num_codebooks = num_codebooks_of(config, weights.config["num_quantizers"], _SPEC.num_codebooks)
-    fingerprint = {
-        "tokenizer": config.tokenizer,
-        "codec": "mimi/1",  # raised with every change of a code
-        **fingerprint_of(weights),
-        "codebooks": str(num_codebooks),
-        "precision": config.mode.precision,
-    }
+    fingerprint = codec_fingerprint(config, "mimi/1", weights, num_codebooks)
     size = weights.config["codebook_size"]
     spec = replace(_SPEC, hop_length=hop, num_codebooks=num_codebooks, codebook_size=size)
     return Description(config, spec, fingerprint, weights=weights)

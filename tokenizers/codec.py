@@ -1,0 +1,91 @@
+"""What all neural codecs share: finding their weights, counting codebooks, chunks of latents into codes.
+
+Axes: B segments, T frames, D dimensions of a latent, K codebooks of a stream.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .hub import Weights, find_weights, fingerprint_of
+from .spec import UserError
+from .tokenizer import TokenizerConfig
+
+# for each chunk, its latents [B, T, D] float32 and how many frames of each segment hold
+Chunks = Iterator[tuple[Tensor, list[int]]]
+
+
+def codes_of_chunks(
+    chunks: Chunks, quantize: Callable[[Tensor], Tensor], num_segments: int, num_codebooks: int
+) -> list[Tensor]:
+    """Codes `[K, T]` int64 of each segment, on the CPU.
+
+    All frames of a chunk are quantized, the padding's too: the shape of a product may decide its last bits.
+    """
+    codes = [[torch.empty(num_codebooks, 0, dtype=torch.int64)] for _ in range(num_segments)]
+    for latents_BTD, frames in chunks:
+        codes_KBT = quantize(latents_BTD.flatten(0, 1)).unflatten(1, latents_BTD.shape[:2]).cpu()
+        for row, (parts, num) in enumerate(zip(codes, frames, strict=True)):
+            parts.append(codes_KBT[:, row, :num])
+    return [torch.cat(parts, dim=1) for parts in codes]
+
+
+def gaps_of_chunks(chunks: Chunks, gaps: Callable[[Tensor], Tensor], num_codebooks: int) -> Tensor:
+    """Gaps `[K, T]` float64 of the one segment that the chunks are of, on the CPU."""
+    parts = [torch.empty(num_codebooks, 0, dtype=torch.float64)]
+    parts += [gaps(latents_BTD[0, :num]).cpu() for latents_BTD, (num,) in chunks]
+    return torch.cat(parts, dim=1)
+
+
+def find_codec(config: TokenizerConfig, *, default: str, architecture: str) -> Weights:
+    """The weights that `config` names, or the published ones. Raises `UserError`: see `find_weights`."""
+    return find_weights(
+        config.weights or default,
+        tokenizer=config.tokenizer,
+        architecture=architecture,
+        revision=config.revision,
+        local_files_only=config.local_files_only,
+    )
+
+
+def codec_fingerprint(config: TokenizerConfig, codec: str, weights: Weights, num_codebooks: int) -> dict[str, str]:
+    """What decides a codec's codes; `codec` is its name and a number that is raised with every change of a code."""
+    return {
+        "tokenizer": config.tokenizer,
+        "codec": codec,
+        **fingerprint_of(weights),
+        "codebooks": str(num_codebooks),
+        "precision": config.mode.precision,
+    }
+
+
+def require_published(weights: Weights, name: str, published: dict[str, Any]) -> None:
+    """Raise `UserError` for weights whose configuration differs in one of the `published` values, naming them all."""
+    differing = [
+        f"{key} {weights.config.get(key)}, not {value}"
+        for key, value in published.items()
+        if weights.config.get(key) != value
+    ]
+    rate = published["sampling_rate"]
+    if weights.preprocessor.get("sampling_rate", rate) != rate:
+        differing.append(f"a feature extractor for {weights.preprocessor['sampling_rate']} Hz, not {rate}")
+    if differing:
+        raise UserError(
+            f"{weights.name} holds another codec than {name}: {'; '.join(differing)}. Name other weights, or the "
+            "tokenizer that takes these."
+        )
+
+
+def num_codebooks_of(config: TokenizerConfig, there: int, default: int) -> int:
+    """How many codebooks a stream has. Raises `UserError` for more than there are, or none."""
+    asked = min(default, there) if config.num_codebooks is None else config.num_codebooks
+    if not 1 <= asked <= there:
+        raise UserError(f"{config.tokenizer} has 1 to {there} codebooks; {asked} were asked for.")
+    return asked
+
+
+def product(ratios: Iterable[int]) -> int:
+    return math.prod(int(ratio) for ratio in ratios)
