@@ -14,7 +14,7 @@ from ..pipelines.reading import Row, open_reader
 from ..pipelines.streams import StreamConfig, open_stream_tokenizer
 from ..pipelines.verify import verify
 from ..storage.codes import open_corpus, open_stream
-from ..storage.dataset import TokenDataset, collate
+from ..storage.dataset import TokenDataset
 from ..storage.parquet import read_parquet
 from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
@@ -93,8 +93,8 @@ def run_demo(to: str, *, engine: str) -> None:
     console.print(f"whole; {verdict.codes_different} of {verdict.codes_compared:,} codes differ")
 
     console.rule("6. a training batch")
-    dataset = TokenDataset(root.uri, {"semantic": None, "acoustic": 4}, seed=0)
-    batch = next(iter(DataLoader(dataset, batch_size=8, collate_fn=collate)))
+    dataset = TokenDataset(root.uri, {"semantic": None, "acoustic": 4}, batch_size=8)
+    batch = next(iter(DataLoader(dataset, batch_size=None)))
     for name, codes_BKT in batch.codes.items():
         console.print(f"{name}: codes {list(codes_BKT.shape)}, frames {batch.num_frames[name].tolist()}")
 

@@ -44,9 +44,9 @@ def list_streams(root: Root) -> list[str]:
     return [name for name in root.list("streams") if root.exists(f"streams/{name}/_delta_log")]
 
 
-def open_corpus(root: Root) -> Snapshot:
-    """The newest corpus snapshot. Raises `UserError` if there is none, or nothing in it."""
-    corpus = read_snapshot(root, CORPUS)
+def open_corpus(root: Root, *, version: int | None = None) -> Snapshot:
+    """The corpus's snapshot, the newest by default. Raises `UserError` if there is none, or nothing in it."""
+    corpus = read_snapshot(root, CORPUS, version=version)
     if corpus is None:
         raise UserError(f"There is no corpus in {root}. Build one first: wavemill corpus build YOUR_FOLDER --to {root}")
     if not corpus.files:
@@ -76,11 +76,12 @@ def read_codes(root: Root, snapshot: Snapshot, shard: int, *, num_codebooks: int
         num_frames=table["num_frames"].to_pylist(),
         errors=table["error"].to_pylist(),
         error_messages=table["error_message"].to_pylist(),
-        books=[_flat(table[name], f"{root.join(snapshot.path(shard))}, column {name}") for name in books],
+        books=[flat_values(table[name], f"{root.join(snapshot.path(shard))}, column {name}") for name in books],
     )
 
 
-def _flat(column: pa.ChunkedArray, where: str) -> tuple[NDArray[np.integer], NDArray[np.int32]]:
+def flat_values(column: pa.ChunkedArray, where: str) -> tuple[NDArray[np.integer], NDArray[np.int32]]:
+    """Codes of all rows end to end, and where each row's begin; the last offset is where they end."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # no rows at all
         array = pa.array([], type=column.type)

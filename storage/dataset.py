@@ -1,48 +1,177 @@
-"""Token tables as training data: a pinned snapshot of one or more streams, joined, in a seeded order."""
+"""Token tables as training data: pinned snapshots of streams, joined, in a seeded order that any reader can resume.
 
+The order is that of `order.py`; windows.py reads it and stepping.py shares it between ranks and workers.
+"""
+
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..tokenizers.spec import StreamSpec, UserError
-from .codes import ShardCodes, open_stream, read_codes, stream_spec
-from .root import Root
-from .table import Snapshot
+from .batches import PackedBatch, TokenBatch, packed_batch, token_batch
+from .order import Consumer, Mixture
+from .selection import Pack, Selection, one_of, require_same, select
+from .stepping import Cursor, Step, Tail, steps
+from .windows import WindowReader
+
+WINDOW_BYTES = 64 << 20
+_THREADS = 2  # that read ahead
 
 
-@dataclass(frozen=True, slots=True)
-class TokenSample:
-    """One segment: its id and the codes `[K, T]` int64 of each stream."""
+class _Feed(IterableDataset[TokenBatch | PackedBatch]):
+    """Batches of one or more selections for one rank, shared between DataLoader workers, from a state on."""
 
-    id: str
-    codes: dict[str, Tensor]
+    def __init__(
+        self,
+        selections: list[Selection],
+        weights: Sequence[float],
+        *,
+        batch_size: int,
+        rank: int | None,
+        world_size: int | None,
+        tail: str,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; it must be 1 or more.")
+        self._selections = selections
+        self._mixture = Mixture(weights)
+        self._weights = list(weights)
+        self._batch_size = batch_size
+        self._tail = one_of(Tail, tail, "tail")
+        self._rank, self._world_size = _ranks(rank, world_size)
+        # slot and cursors, in shared memory: workers that live from epoch to epoch see what is set here
+        self._place = torch.zeros(1 + 3 * len(selections), dtype=torch.int64).share_memory_()
+        self._skip_steps: int | None = None  # set in a worker that is resumed by itself
+        self._last: dict[str, Any] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration begins or goes on with."""
+        return int(self._place[1])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin this epoch with the next iteration; if a state of this very epoch was loaded, go on from there."""
+        if epoch < 0:
+            raise UserError(f"The epoch is {epoch}; it must not be negative.")
+        if epoch != self.epoch:
+            self._set(0, [Cursor(epoch)] * len(self._selections))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the last batch that was made here left the epoch.
+
+        With DataLoader workers these run ahead: save the `state` of the last batch that was trained on instead.
+        `StatefulDataLoader` calls this in its workers.
+        """
+        worker = get_worker_info()
+        state = dict(self._last) if self._last is not None else self._state(*self._get())
+        if worker is not None:
+            state["skip_steps"] = worker.num_workers - 1 if self._last is not None else worker.id
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after the step that `state` was saved with, on any number of ranks and workers.
+
+        Raises `UserError` for the state of a dataset with other versions, streams, order or packing.
+        """
+        for part, (ours, theirs) in enumerate(zip(self._identity(), state.get("datasets", ()), strict=False)):
+            require_same(ours, theirs, part)
+        if len(state.get("datasets", ())) != len(self._selections) or state.get("weights") != self._weights:
+            raise UserError("The state is that of another mixture of datasets: build the same one, with its weights.")
+        self._set(state["slot"], [Cursor(*cursor) for cursor in state["cursors"]])
+        self._last = None
+        self._skip_steps = state.get("skip_steps") if get_worker_info() is not None else None
+
+    def count_sequences(self) -> int:
+        """Sequences (segments, where nothing is packed) of the epoch, counted by reading all frame counts."""
+        if len(self._selections) != 1:
+            raise UserError("Sequences are counted of one dataset; a mixture ends with the dataset that ends first.")
+        with ThreadPoolExecutor(_THREADS) as pool:
+            reader = WindowReader(self._selections[0], pool)
+            return sum(len(reader.window(self.epoch, index)) for index in range(reader.num_windows(self.epoch)))
+
+    def __iter__(self) -> Iterator[TokenBatch | PackedBatch]:
+        worker = get_worker_info()
+        num_workers, first = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        consumer = Consumer(
+            rank=self._rank,
+            num_ranks=self._world_size,
+            num_workers=num_workers,
+            first_step=first if self._skip_steps is None else self._skip_steps,
+        )
+        self._skip_steps = None
+        slot, cursors = self._get()
+        counting, loading = ThreadPoolExecutor(_THREADS), ThreadPoolExecutor(_THREADS)
+        try:
+            for step in steps(
+                [WindowReader(selection, counting) for selection in self._selections],
+                cursors,
+                slot,
+                mixture=self._mixture,
+                consumer=consumer,
+                batch_size=self._batch_size,
+                tail=self._tail,
+                pool=loading,
+            ):
+                self._last = self._state(step.slot, step.cursors)
+                yield self._batch(step, self._last)
+        finally:
+            for pool in (counting, loading):
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _batch(self, step: Step, state: dict[str, Any]) -> TokenBatch | PackedBatch:
+        selection = self._selections[0]
+        if selection.pack is None:
+            return token_batch(step.sources, self._batch_size, selection.num_codebooks, state)
+        return packed_batch(step.sources, self._batch_size, selection.pack.length, state)
+
+    def _get(self) -> tuple[int, list[Cursor]]:
+        slot, *places = self._place.tolist()
+        return slot, [Cursor(*places[begin : begin + 3]) for begin in range(0, len(places), 3)]
+
+    def _set(self, slot: int, cursors: Sequence[Cursor]) -> None:
+        places = [place for cursor in cursors for place in (cursor.epoch, cursor.window, cursor.offset)]
+        self._place.copy_(torch.tensor([slot, *places]))
+
+    def _state(self, slot: int, cursors: Sequence[Cursor]) -> dict[str, Any]:
+        return {
+            "slot": slot,
+            "cursors": [[cursor.epoch, cursor.window, cursor.offset] for cursor in cursors],
+            "weights": self._weights,
+            "datasets": self._identity(),
+        }
+
+    def _identity(self) -> list[dict[str, Any]]:
+        return [selection.identity() for selection in self._selections]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenBatch:
-    """B segments: codes `[B, K, T]` int64 by stream, padded behind `num_frames` `[B]` with the pad value."""
+class TokenDataset(_Feed):
+    """Batches of chosen streams and codebooks of a dataset, every good segment once an epoch.
 
-    ids: list[str]
-    codes: dict[str, Tensor]
-    num_frames: dict[str, Tensor]
+    The order is a function of the snapshot, the seed and the epoch. Ranks and DataLoader workers share it between them,
+    and each batch carries the `state` from which any number of ranks and workers goes on. Snapshots are resolved here,
+    once, to lists of files; copies in workers read those files and nothing newer.
 
+        dataset = TokenDataset("my-tokens", {"semantic": None, "acoustic": 4}, batch_size=16, seed=1)
+        for batch in DataLoader(dataset, batch_size=None, num_workers=2): ...       # TokenBatch
 
-class TokenDataset(IterableDataset[TokenSample]):
-    """Segments of chosen streams and codebooks of a dataset, in an order that (seed, epoch) alone decides.
+        pack = Pack(flatten("acoustic"), length=4096)
+        dataset = TokenDataset("my-tokens", ["acoustic"], pack=pack, batch_size=8)  # PackedBatch
 
-    The snapshot is resolved here, once, to a list of files; copies in DataLoader workers read those files and nothing
-    newer, and share the shards between them. Segments with an error in any chosen stream are passed over.
+    - `streams` maps a stream's name to how many of its codebooks to read (None: all), or lists names. Segments with an
+      error in any of them are left out (`num_errors` counts them).
+    - `where` chooses segments by columns of the corpus: a pyarrow expression, or filters as `pq.read_table` takes them.
+    - `versions` (a stream's name to a version of its table; "corpus" for `where`) or `pin` (a name given with
+      `wavemill pin`) say which snapshots; the newest otherwise.
+    - `rank` and `world_size` are those of torch.distributed if it is initialized, else 0 and 1.
+    - `tail`: "pad" fills up the last step of an epoch with padding, "drop" leaves it out.
+    - `window_bytes`: segments are shuffled within windows of about so many bytes of files; readers hold two or three.
 
-        dataset = TokenDataset("my-tokens", {"semantic": None, "acoustic": 4}, seed=1)
-        for batch in DataLoader(dataset, batch_size=16, collate_fn=collate): ...
-
-    `streams` maps a stream's name to how many of its codebooks to read (None: all), or lists names. `versions` pins
-    streams to table versions; `dataset.versions` says which were taken. Raises `UserError` for streams that are not
-    there, that lack shards others have, or for more codebooks than there are.
+    Raises `UserError` for what is not there or does not belong together. Reading raises `CorruptFile` for files
+    that are gone or damaged.
     """
 
     def __init__(
@@ -50,117 +179,99 @@ class TokenDataset(IterableDataset[TokenSample]):
         root: str,
         streams: Mapping[str, int | None] | Sequence[str],
         *,
+        batch_size: int = 16,
+        pack: Pack | None = None,
         seed: int = 0,
         shuffle: bool = True,
+        where: Any = None,
         versions: Mapping[str, int] | None = None,
+        pin: str | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        tail: str = "pad",
+        window_bytes: int = WINDOW_BYTES,
     ) -> None:
-        wanted = dict(streams) if isinstance(streams, Mapping) else dict.fromkeys(streams)
-        if not wanted:
-            raise UserError("Name at least one stream to read.")
-        if seed < 0:
-            raise UserError(f"The seed is {seed}; it must not be negative.")
-        stray = sorted(set(versions or ()) - set(wanted))
-        if stray:
-            raise UserError(f"A version is pinned for {stray[0]!r}, but the streams to read are {', '.join(wanted)}.")
-        place = Root(root)
-        self._snapshots = {name: open_stream(place, name, version=(versions or {}).get(name)) for name in wanted}
-        self._num_codebooks = {name: _books(name, self._snapshots[name], count) for name, count in wanted.items()}
-        self._shards = _common_shards(self._snapshots)
-        self._root_uri = place.uri
-        self._seed = seed
-        self._shuffle = shuffle
-        self._epoch = 0
+        selection = select(
+            root,
+            streams,
+            pack=pack,
+            seed=seed,
+            shuffle=shuffle,
+            where=where,
+            versions=versions,
+            pin=pin,
+            window_bytes=window_bytes,
+        )
+        super().__init__([selection], [1.0], batch_size=batch_size, rank=rank, world_size=world_size, tail=tail)
+
+    @property
+    def selection(self) -> Selection:
+        return self._selections[0]
 
     @property
     def versions(self) -> dict[str, int]:
-        """The table version each stream is pinned to."""
-        return {name: snapshot.version for name, snapshot in self._snapshots.items()}
+        """The table version each stream, and the corpus if it is read, is pinned to."""
+        return self.selection.versions
 
     @property
     def specs(self) -> dict[str, StreamSpec]:
-        return {name: stream_spec(snapshot) for name, snapshot in self._snapshots.items()}
+        return self.selection.specs
 
     @property
     def num_rows(self) -> int:
         """Segments in the snapshot, those with errors included."""
-        return next(iter(self._snapshots.values())).num_rows
+        return next(iter(self.selection.streams.values())).num_rows
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose another order. Call it before a DataLoader starts its workers: persistent ones keep the old order."""
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[TokenSample]:
-        worker = get_worker_info()
-        shards = self._shards
-        if self._shuffle:
-            order = np.random.default_rng([self._seed, self._epoch]).permutation(len(shards))
-            shards = [shards[index] for index in order]
-        if worker is not None:
-            shards = shards[worker.id :: worker.num_workers]
-        root = Root(self._root_uri)
-        for shard in shards:
-            yield from self._shard_samples(root, shard)
-
-    def _shard_samples(self, root: Root, shard: int) -> Iterator[TokenSample]:
-        parts = {
-            name: read_codes(root, snapshot, shard, num_codebooks=self._num_codebooks[name])
-            for name, snapshot in self._snapshots.items()
-        }
-        ids = _same_ids(parts, shard)
-        rows: Sequence[int] | np.ndarray = range(len(ids))
-        if self._shuffle:
-            rows = np.random.default_rng([self._seed, self._epoch, shard]).permutation(len(ids))
-        for row in rows:
-            codes = {name: part.codes(int(row)) for name, part in parts.items()}
-            if any(codes_KT is None for codes_KT in codes.values()):
-                continue
-            yield TokenSample(
-                ids[row],
-                {name: torch.from_numpy(np.asarray(part, dtype=np.int64)) for name, part in codes.items()},
-            )
+    @property
+    def num_errors(self) -> dict[str, int]:
+        """Segments with an error, by stream."""
+        return {name: snapshot.num_errors for name, snapshot in self.selection.streams.items()}
 
 
-def collate(samples: Sequence[TokenSample], *, pad: int = -1) -> TokenBatch:
-    """A padded batch, for a DataLoader's `collate_fn`."""
-    names = list(samples[0].codes)
-    num_frames = {name: torch.tensor([sample.codes[name].shape[1] for sample in samples]) for name in names}
-    codes = {}
-    for name in names:
-        num_codebooks = samples[0].codes[name].shape[0]
-        padded_BKT = torch.full((len(samples), num_codebooks, int(num_frames[name].max())), pad)
-        for row, sample in enumerate(samples):
-            padded_BKT[row, :, : sample.codes[name].shape[1]] = sample.codes[name]
-        codes[name] = padded_BKT
-    return TokenBatch([sample.id for sample in samples], codes, num_frames)
+class MixedDataset(_Feed):
+    """Batches of several datasets, each with its share of the sequences: `weights`, to a thousandth.
+
+    Which dataset fills which place of which batch is a fixed pattern; each keeps its own order. The epoch ends when the
+    first of them ends: nothing is repeated. All must be packed to one length, or all have the same streams and
+    codebooks. Their own batch sizes, ranks and tails do not count.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[TokenDataset],
+        weights: Sequence[float],
+        *,
+        batch_size: int = 16,
+        rank: int | None = None,
+        world_size: int | None = None,
+        tail: str = "pad",
+    ) -> None:
+        if not datasets or len(datasets) != len(weights):
+            raise UserError(f"There are {len(datasets)} datasets and {len(weights)} weights; give one for each.")
+        if min(weights) <= 0:
+            raise UserError(f"The weights are {list(weights)}; each must be greater than 0.")
+        selections = [dataset.selection for dataset in datasets]
+        shapes = [selection.shape for selection in selections]
+        if any(shape != shapes[0] for shape in shapes):
+            other = next(shape for shape in shapes if shape != shapes[0])
+            raise UserError(f"The datasets cannot share batches: one gives {shapes[0]}, another {other}.")
+        super().__init__(selections, weights, batch_size=batch_size, rank=rank, world_size=world_size, tail=tail)
 
 
-def _books(name: str, snapshot: Snapshot, count: int | None) -> int:
-    there = stream_spec(snapshot).num_codebooks
-    if count is None:
-        return there
-    if not 1 <= count <= there:
-        raise UserError(f"Stream {name!r} has {there} codebooks; {count} were asked for.")
-    return count
-
-
-def _common_shards(snapshots: Mapping[str, Snapshot]) -> list[int]:
-    every = set().union(*(snapshot.files for snapshot in snapshots.values()))
-    for name, snapshot in snapshots.items():
-        missing = sorted(every - set(snapshot.files))
-        if missing:
+def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """This process's place among the trainer's, which must not be guessed wrong: every rank would read everything."""
+    if (rank is None) != (world_size is None):
+        raise UserError("Give both rank and world_size, or neither.")
+    if rank is None or world_size is None:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if distributed:
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError(
-                f"Stream {name!r} (version {snapshot.version}) lacks {len(missing)} shard(s) that other streams have, "
-                f"the first being {missing[0]}. Finish it with `wavemill tokenize`, or pin older versions of the rest."
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but torch.distributed is not initialized: build the "
+                "dataset after init_process_group, or give it rank and world_size."
             )
-    return sorted(every)
-
-
-def _same_ids(parts: Mapping[str, ShardCodes], shard: int) -> list[str]:
-    (first_name, first), *rest = parts.items()
-    for name, part in rest:
-        if part.ids != first.ids:
-            raise UserError(
-                f"Streams {first_name!r} and {name!r} hold other segments in shard {shard}: they were not made from "
-                "the same corpus. Read them apart, or make one of them again."
-            )
-    return first.ids
+        return 0, 1
+    if not 0 <= rank < world_size:
+        raise UserError(f"Rank {rank} of {world_size} was asked for; ranks go from 0 to world_size - 1.")
+    return rank, world_size

@@ -1,12 +1,17 @@
 """Where a dataset lives: one place that turns a root's name into tables, files and folders."""
 
 import os
+import sys
 import tempfile
+from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 
 import fsspec
 
 from ..tokenizers.spec import UserError
+
+_NEAR_BYTES = 16_384  # ranges this near to each other are one request
 
 
 class Root:
@@ -36,6 +41,29 @@ class Root:
         """A file's content. Raises `FileNotFoundError`."""
         return self._fs.cat_file(f"{self._path}/{relative}")
 
+    def read_ranges(self, relative: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Bytes `[begin, end)` of a file for each range, near ones by one request. Raises `FileNotFoundError`.
+
+        Raises `EOFError` where the file ends before.
+        """
+        path = f"{self._path}/{relative}"
+        joined = _joined(ranges)
+        if self.is_local:
+            with open(path, "rb", buffering=0) as file:
+                blocks = [os.pread(file.fileno(), end - begin, begin) for begin, end in joined]
+        else:
+            begins, ends = [begin for begin, _ in joined], [end for _, end in joined]
+            blocks = self._fs.cat_ranges([path] * len(joined), begins, ends, on_error="raise")
+        found = []
+        for begin, end in ranges:
+            index = bisect_right(joined, (begin, sys.maxsize)) - 1
+            first = joined[index][0]
+            piece = blocks[index][begin - first : end - first]
+            if len(piece) != end - begin:
+                raise EOFError(f"it ends before byte {end:,}")
+            found.append(piece)
+        return found
+
     def exists(self, relative: str) -> bool:
         return self._fs.exists(f"{self._path}/{relative}")
 
@@ -46,6 +74,10 @@ class Root:
         except FileNotFoundError:
             return []
         return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in entries)
+
+    def remove(self, relative: str) -> None:
+        """Delete a file. Raises `FileNotFoundError`."""
+        self._fs.rm_file(f"{self._path}/{relative}")
 
     def write_bytes(self, relative: str, content: bytes) -> None:
         """Put a whole file in place, or nothing: on a disk through a synced temporary file beside it."""
@@ -80,3 +112,14 @@ class Root:
             raise UserError(
                 f"Cannot write to the root {self.uri}: {found}. Name a folder that you may write to."
             ) from error
+
+
+def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The ranges in ascending order, near ones made one."""
+    joined: list[tuple[int, int]] = []
+    for begin, end in sorted(ranges):
+        if joined and begin - joined[-1][1] <= _NEAR_BYTES:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((begin, end))
+    return joined

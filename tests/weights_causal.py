@@ -5,7 +5,7 @@ to give features of deviation 1 on speech, and each codebook is drawn from what 
 """
 
 import json
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def speech(seconds: int, *, noise_share: float = 0.0, seed: int = 0) -> Tensor:
     return waveform_N
 
 
-@cache
+@lru_cache(maxsize=2)  # the largest published models take 4 GB each
 def _loaded(folder: Path) -> tuple[Any, Any]:
     config = transformers.AutoConfig.from_pretrained(folder)
     kind = transformers.MimiModel if config.model_type == "mimi" else transformers.EncodecModel

@@ -7,7 +7,7 @@ Axes: N samples, T frames, D dimensions of a latent, E dimensions of a codebook,
 """
 
 import json
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def speech(num_samples: int, sample_rate: int, *, noise_share: float = 0.0, seed
     return waveform_N
 
 
-@cache
+@lru_cache(maxsize=2)  # the largest published models take 4 GB each
 def _loaded(folder: Path) -> tuple[Any, Any]:
     model = transformers.DacModel.from_pretrained(folder, dtype=torch.float32).eval()
     return model, transformers.AutoFeatureExtractor.from_pretrained(folder)

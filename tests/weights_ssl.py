@@ -5,7 +5,7 @@ vary, and the rows of wav2vec 2.0's quantizer are frames of the model's own, so 
 """
 
 import json
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def _fit_quantizer(model: Any, values: Tensor) -> None:
     projection.bias.copy_(-0.5 * frames_TC[chosen].square().sum(dim=1))
 
 
-@cache
+@lru_cache(maxsize=2)  # the largest published models take 4 GB each
 def _loaded(folder: Path) -> tuple[Any, Any, str]:
     name = json.loads((folder / "config.json").read_text())["for"]
     architecture = name.partition("-")[0]

@@ -99,12 +99,12 @@ def test_duckdb_and_the_dataset_agree_on_a_join_of_streams(finished_root: Path) 
         where s.error is null and a.error is null"""
     ).fetchall()
     expected = {id_: (units, [coarse, second]) for id_, units, coarse, second in joined}
-    samples = list(TokenDataset(str(finished_root), {"semantic": None, "acoustic": 2}))
-    assert len(samples) == len(expected)
-    for sample in samples:
-        units, books = expected[sample.id]
-        assert sample.codes["semantic"].tolist() == [units]
-        assert sample.codes["acoustic"].tolist() == books
+    batches = list(TokenDataset(str(finished_root), {"semantic": None, "acoustic": 2}, batch_size=1))
+    assert len(batches) == len(expected)
+    for batch in batches:
+        units, books = expected[batch.ids[0]]
+        assert batch.codes["semantic"][0].tolist() == [units]
+        assert batch.codes["acoustic"][0].tolist() == books
 
 
 def test_polars_joins_a_stream_with_the_corpus(finished_root: Path) -> None:

@@ -219,7 +219,7 @@ def test_a_codebook_of_65536_entries_is_byte_stream_split_int32(root: Root) -> N
     assert len(root.read_bytes(path)) <= 1.06 * 2 * 2 * 400 * 500 * 0.8  # two bytes a code, in four rows of five
     again = read_parquet(root, path, schema=stream_schema(spec))
     assert again.equals(table)
-    assert again["codes_01"].type == pa.list_(pa.int32())
+    assert again["codes_01"].type.value_type == pa.int32()
 
 
 def test_small_codebooks_are_dictionary_pages_to_the_last(root: Root) -> None:

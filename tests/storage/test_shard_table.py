@@ -417,7 +417,7 @@ def test_a_table_of_another_format_is_refused_by_both_numbers(root: Root) -> Non
     description = json.loads(DeltaTable(root.join(FOLDER)).metadata().description)
     changed = json.dumps({**description, "wavemill": 1})
     DeltaTable(root.join(FOLDER)).alter.set_table_description(changed)
-    with pytest.raises(UserError, match=r"table format 1; this version reads format 2\. .*\.$"):
+    with pytest.raises(UserError, match=r"table format 1; this version reads format 3\. .*\.$"):
         read_snapshot(root, FOLDER)
 
 

@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 from wavemill.storage.codes import open_stream, read_codes, stream_spec
-from wavemill.storage.dataset import TokenBatch, TokenDataset, TokenSample, collate
+from wavemill.storage.batches import TokenBatch
+from wavemill.storage.dataset import TokenDataset
+from wavemill.storage.layouts import Segment
 from wavemill.storage.parquet import CorruptFile, read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import stream_schema
@@ -36,7 +38,24 @@ def good_ids(root: Path) -> list[str]:
 
 def order(dataset: TokenDataset, epoch: int = 0) -> list[str]:
     dataset.set_epoch(epoch)
-    return [sample.id for sample in dataset]
+    return [segment.id for segment in segments(dataset)]
+
+
+def segments(dataset: TokenDataset) -> list[Segment]:
+    """What the batches hold, without their padding."""
+    found = []
+    for batch in dataset:
+        assert isinstance(batch, TokenBatch)
+        for row, id_ in enumerate(batch.ids):
+            lengths = {name: int(frames[row]) for name, frames in batch.num_frames.items()}
+            for name, codes_BKT in batch.codes.items():
+                assert (codes_BKT[row, :, lengths[name] :] == -1).all()
+            if id_:
+                codes = {name: codes_BKT[row, :, : lengths[name]] for name, codes_BKT in batch.codes.items()}
+                found.append(Segment(id_, codes))
+            else:
+                assert set(lengths.values()) == {0}
+    return found
 
 
 def require_sentence(error: BaseException, *words: str) -> None:
@@ -109,7 +128,7 @@ def test_codes_are_those_that_duckdb_reads(finished_root: Path) -> None:
     ).fetchall()
     expected = {row[0]: row[1:] for row in rows}
     seen = 0
-    for sample in TokenDataset(str(finished_root), BOTH):
+    for sample in segments(TokenDataset(str(finished_root), BOTH)):
         acoustic_KT = sample.codes["acoustic"]
         assert acoustic_KT.dtype == torch.int64
         assert acoustic_KT.tolist() == list(expected[sample.id])
@@ -124,73 +143,64 @@ def test_codes_are_those_of_the_shard_files(finished_root: Path) -> None:
     for shard in snapshot.files:
         part = read_codes(root, snapshot, shard)
         expected |= {id_: part.codes(row) for row, id_ in enumerate(part.ids)}
-    for sample in TokenDataset(str(finished_root), ["semantic"]):
+    for sample in segments(TokenDataset(str(finished_root), ["semantic"])):
         np.testing.assert_array_equal(sample.codes["semantic"].numpy(), expected[sample.id])
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_the_first_codebooks_alone_can_be_read(finished_root: Path, count: int) -> None:
-    whole = {sample.id: sample.codes["acoustic"] for sample in TokenDataset(str(finished_root), ["acoustic"])}
+    whole = {part.id: part.codes["acoustic"] for part in segments(TokenDataset(str(finished_root), ["acoustic"]))}
     coarse = TokenDataset(str(finished_root), {"acoustic": count, "semantic": None})
-    for sample in coarse:
+    for sample in segments(coarse):
         assert list(sample.codes) == ["acoustic", "semantic"]
         assert torch.equal(sample.codes["acoustic"], whole[sample.id][:count])
 
 
 def ids_and_batches(dataset: TokenDataset, **options: Any) -> tuple[list[str], list[TokenBatch]]:
-    batches = list(DataLoader(dataset, batch_size=7, collate_fn=collate, **options))
-    return [id_ for batch in batches for id_ in batch.ids], batches
+    batches = list(DataLoader(dataset, batch_size=None, **options))
+    return [id_ for batch in batches for id_ in batch.ids if id_], batches
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_dataloader_workers_share_an_epoch_between_them(finished_root: Path, num_workers: int) -> None:
-    dataset = TokenDataset(str(finished_root), {"semantic": None, "acoustic": 4}, seed=3)
-    alone = {sample.id: sample for sample in dataset}
+def test_dataloader_workers_share_an_epoch_and_keep_its_order(finished_root: Path, num_workers: int) -> None:
+    dataset = TokenDataset(str(finished_root), {"semantic": None, "acoustic": 4}, batch_size=7, seed=3)
+    alone = list(dataset)
     ids, batches = ids_and_batches(dataset, num_workers=num_workers)
     assert sorted(ids) == good_ids(finished_root)
-    again, _ = ids_and_batches(dataset, num_workers=num_workers)
-    assert again == ids
-    for batch in batches:
-        require_padded(batch, [alone[id_] for id_ in batch.ids])
+    assert [batch.ids for batch in batches] == [batch.ids for batch in alone]
+    for batch, expected in zip(batches, alone, strict=True):
+        for name, codes_BKT in expected.codes.items():
+            assert torch.equal(batch.codes[name], codes_BKT)
+            assert torch.equal(batch.num_frames[name], expected.num_frames[name])
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 12 worker")
-def test_more_workers_than_shards_still_give_each_segment_once(finished_root: Path) -> None:
-    dataset = TokenDataset(str(finished_root), ["semantic"])
+def test_more_workers_than_batches_still_give_each_segment_once(finished_root: Path) -> None:
+    dataset = TokenDataset(str(finished_root), ["semantic"], batch_size=20)
     ids, _ = ids_and_batches(dataset, num_workers=12)
     assert sorted(ids) == good_ids(finished_root)
 
 
-def test_spawned_workers_read_the_same_as_forked_ones(finished_root: Path) -> None:
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_spawned_workers_read_the_same_as_forked_ones(finished_root: Path, method: str) -> None:
     dataset = TokenDataset(str(finished_root), ["semantic"], seed=3)
-    spawned, _ = ids_and_batches(dataset, num_workers=1, multiprocessing_context="spawn")
+    spawned, _ = ids_and_batches(dataset, num_workers=1, multiprocessing_context=method)
     assert spawned == order(dataset)
 
 
-def require_padded(batch: TokenBatch, samples: Sequence[TokenSample], pad: int = -1) -> None:
-    assert batch.ids == [sample.id for sample in samples]
-    for name, codes_BKT in batch.codes.items():
-        lengths = [sample.codes[name].shape[1] for sample in samples]
-        assert batch.num_frames[name].tolist() == lengths
-        assert codes_BKT.shape == (len(samples), samples[0].codes[name].shape[0], max(lengths))
-        assert codes_BKT.dtype == torch.int64
-        for row, sample in enumerate(samples):
-            assert torch.equal(codes_BKT[row, :, : lengths[row]], sample.codes[name])
-            assert (codes_BKT[row, :, lengths[row] :] == pad).all()
+def test_a_batch_is_padded_behind_each_segments_frames(finished_root: Path) -> None:
+    for batch in TokenDataset(str(finished_root), BOTH, batch_size=5):
+        assert len(batch.ids) == 5
+        for name, num_codebooks in (("semantic", 1), ("acoustic", 8)):
+            assert batch.codes[name].shape == (5, num_codebooks, int(batch.num_frames[name].max()))
+            assert batch.codes[name].dtype == batch.num_frames[name].dtype == torch.int64
 
 
-@pytest.mark.parametrize("pad", [-1, 1024])
-def test_a_batch_is_padded_behind_each_segments_frames(pad: int) -> None:
-    def sample(name: str, semantic_frames: int, acoustic_frames: int) -> TokenSample:
-        codes = {
-            "semantic": torch.arange(semantic_frames)[None],
-            "acoustic": torch.arange(3 * acoustic_frames).view(3, acoustic_frames),
-        }
-        return TokenSample(name, codes)
-
-    samples = [sample("a", 5, 6), sample("none", 0, 0), sample("b", 2, 9)]
-    require_padded(collate(samples, pad=pad), samples, pad)
-    require_padded(collate(samples[1:2], pad=pad), samples[1:2], pad)
+def test_tensors_of_a_batch_move_together(finished_root: Path) -> None:
+    batch = next(iter(TokenDataset(str(finished_root), BOTH)))
+    moved = batch.to("meta")
+    assert {tensor.device.type for tensor in (*moved.codes.values(), *moved.num_frames.values())} == {"meta"}
+    assert (moved.ids, moved.state) == (batch.ids, batch.state)
 
 
 def test_a_pinned_dataset_does_not_change_when_the_table_grows(
@@ -221,7 +231,7 @@ def test_a_dataset_travels_by_pickle_without_looking_at_the_table_again(
     content = pickle.dumps(dataset)
     for log in path.glob("streams/*/_delta_log/*"):
         log.unlink()
-    assert [sample.id for sample in pickle.loads(content)] == expected
+    assert [segment.id for segment in segments(pickle.loads(content))] == expected
 
 
 def test_a_relative_root_is_found_from_another_folder(
