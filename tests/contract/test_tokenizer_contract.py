@@ -4,7 +4,8 @@ Published architectures run small, with random weights; those of published sizes
 """
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,15 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}{'' if case[1] else '-published'}")
-def case(request: pytest.FixtureRequest, fitted_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(request: pytest.FixtureRequest, fitted_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     name, small = request.param
     if name in BASELINES:
-        return Case(name, small, load_stream_tokenizer(Root(str(fitted_root)), BASELINES[name], device="cpu"), None)
+        yield Case(name, small, load_stream_tokenizer(Root(str(fitted_root)), BASELINES[name], device="cpu"), None)
+        return
     folder = make_weights(name, tmp_path_factory.mktemp("weights") / name, small=small)
     drawn_from = speech(REGISTRY[name].spec.sample_rate * (4 if small else 20), seed=99)
-    return Case(name, small, open_published(name, folder, small=small, speech_N=drawn_from), folder)
+    yield Case(name, small, open_published(name, folder, small=small, speech_N=drawn_from), folder)
+    shutil.rmtree(folder)  # gigabytes, at published sizes
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from wavemill.storage.codes import open_stream, read_codes, stream_spec
 from wavemill.storage.batches import TokenBatch
+from wavemill.storage.codes import open_stream, read_codes, stream_spec
 from wavemill.storage.dataset import TokenDataset
 from wavemill.storage.layouts import Segment
 from wavemill.storage.parquet import CorruptFile, read_parquet
