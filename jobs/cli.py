@@ -10,11 +10,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..tokenizers.spec import RunFailed, UserError
-from . import commands_corpus, commands_look, commands_setup, commands_tokenizers, commands_tokens
+from . import commands_corpus, commands_look, commands_pins, commands_setup, commands_tokenizers, commands_tokens
 from .console import app, fail, say
 
 # importing these puts their commands on `app`
-COMMANDS = (commands_setup, commands_corpus, commands_tokenizers, commands_tokens, commands_look)
+COMMANDS = (commands_setup, commands_corpus, commands_tokenizers, commands_tokens, commands_look, commands_pins)
 BUG = 70  # exit status, as sysexits.h has it: EX_SOFTWARE
 _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, wherever this version of Typer keeps it
 

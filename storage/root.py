@@ -6,6 +6,7 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
@@ -67,6 +68,15 @@ class Root:
     def exists(self, relative: str) -> bool:
         return self._fs.exists(f"{self._path}/{relative}")
 
+    def list_files(self, relative: str) -> list[tuple[str, int, float]]:
+        """Name, bytes and time of writing (seconds since 1970) of the files directly below a folder, by name."""
+        try:
+            entries = self._fs.ls(f"{self._path}/{relative}", detail=True, refresh=True)
+        except FileNotFoundError:
+            return []
+        files = [entry for entry in entries if entry["type"] == "file"]
+        return sorted((str(entry["name"]).rpartition("/")[2], entry["size"], _written(entry)) for entry in files)
+
     def list(self, relative: str) -> list[str]:
         """Names directly below a folder, sorted; empty if there is no such folder."""
         try:
@@ -74,6 +84,10 @@ class Root:
         except FileNotFoundError:
             return []
         return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in entries)
+
+    def modified(self, relative: str) -> float:
+        """When a file was written, in seconds since 1970. Raises `FileNotFoundError`."""
+        return self._fs.modified(f"{self._path}/{relative}").timestamp()
 
     def remove(self, relative: str) -> None:
         """Delete a file. Raises `FileNotFoundError`."""
@@ -123,3 +137,9 @@ def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             joined.append((begin, end))
     return joined
+
+
+def _written(entry: dict[str, Any]) -> float:
+    """When a file was written: file systems name it as they like."""
+    found = next(entry[key] for key in ("mtime", "LastModified", "last_modified", "updated") if key in entry)
+    return found if isinstance(found, (int, float)) else found.timestamp()

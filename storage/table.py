@@ -71,6 +71,11 @@ class Snapshot:
         return sum(file.num_errors for file in self.files.values())
 
 
+def is_shard_file(name: str) -> bool:
+    """Whether a file in a table's folder is named as `write_shard` names them."""
+    return _SHARD_FILE.fullmatch(name) is not None
+
+
 def write_shard(root: Root, folder: str, shard: int, table: pa.Table, *, codebook_size: int = 0) -> Receipt:
     """Write one shard's file under its content-addressed name. Never commits, never deletes."""
     content = parquet_bytes(table, codebook_size=codebook_size)

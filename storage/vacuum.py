@@ -1,0 +1,54 @@
+"""Vacuum: shard files that no snapshot needs, such as those of killed runs, are removed."""
+
+import time
+from dataclasses import dataclass
+
+from ..tokenizers.spec import UserError
+from .codes import CORPUS, list_streams, stream_folder
+from .pins import pinned_versions
+from .root import Root
+from .table import is_shard_file, read_snapshot
+
+LEAST_HOURS = 2.0  # a shard may take its worker so long, and its file is named by no snapshot until then
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A file that neither the newest snapshot of its table nor a pinned one names."""
+
+    path: str  # relative to the root
+    size_bytes: int
+
+
+def vacuum(root: Root, *, older_than_h: float, dry_run: bool) -> list[Leftover]:
+    """Remove leftovers that were written more than `older_than_h` hours ago; with `dry_run` only list them.
+
+    Snapshots that are neither newest nor pinned may need one of them. Files of other kinds stay. Raises `UserError` for
+    less than `LEAST_HOURS`, for a pin whose snapshot is gone, and if there is no dataset.
+    """
+    if older_than_h < LEAST_HOURS:
+        raise UserError(
+            f"Files of the last {LEAST_HOURS:g} hours may belong to a run that is going on; {older_than_h:g} was asked "
+            "for."
+        )
+    tables = [(CORPUS, CORPUS), *((name, stream_folder(name)) for name in list_streams(root))]
+    limit = time.time() - older_than_h * 3600
+    found = []
+    for name, folder in tables:
+        needed = _needed(root, name, folder)
+        for file, size_bytes, written in root.list_files(folder):
+            if is_shard_file(file) and file not in needed and written < limit:
+                found.append(Leftover(f"{folder}/{file}", size_bytes))
+    for leftover in () if dry_run else found:
+        if root.modified(leftover.path) < limit:  # not written again since it was listed
+            root.remove(leftover.path)
+    return found
+
+
+def _needed(root: Root, name: str, folder: str) -> set[str]:
+    """Files of the newest and of all pinned snapshots of a table."""
+    newest = read_snapshot(root, folder)
+    if newest is None:
+        raise UserError(f"There is no {name} in {root}: name the root of a dataset.")
+    snapshots = [newest, *(read_snapshot(root, folder, version=version) for version in pinned_versions(root, name))]
+    return {file.file_name for snapshot in snapshots if snapshot is not None for file in snapshot.files.values()}
