@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/ready
 
-.PHONY: help setup demo test test-all test-kill test-hostile test-published oracles lint bench-main bench-encode bench-exactness bench-padding pictures docs samples clean
+.PHONY: help setup demo test test-all test-kill test-hostile test-published oracles lint peers bench-main bench-encode bench-exactness bench-padding bench-loader bench-storage pictures docs samples clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,20 @@ bench-padding: $(STAMP)  ## the share of useful samples in batches for a GPU
 
 bench-main: $(STAMP)  ## time the main job; CORPUS=FOLDER for your own recordings
 	@$(BIN)/python infra/bench/main_job.py $(CORPUS)
+
+peers: .venv-peers/ready  ## make .venv-peers with the loaders to compare with (6 GB), for bench-loader and bench-storage
+
+.venv-peers/ready: infra/bench/peers/requirements.txt constraints.txt
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r infra/bench/peers/requirements.txt
+	@touch .venv-peers/ready
+
+bench-loader: .venv-peers/ready  ## tokens a second into packed batches, against webdataset, Hugging Face, litdata, MDS, memmap
+	@.venv-peers/bin/python infra/bench/loader.py
+
+bench-storage: .venv-peers/ready  ## bytes a code, reading three of eight codebooks, writing
+	@.venv-peers/bin/python infra/bench/storage.py
 
 pictures: $(STAMP)  ## make the picture of the README again
 	@$(BIN)/wavemill demo --to demo

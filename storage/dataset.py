@@ -59,6 +59,7 @@ class _Feed(IterableDataset[TokenBatch | PackedBatch]):
             raise UserError(f"The epoch is {epoch}; it must not be negative.")
         if epoch != self.epoch:
             self._set(0, [Cursor(epoch)] * len(self._selections))
+            self._last = None
 
     def state_dict(self) -> dict[str, Any]:
         """Where the last batch that was made here left the epoch.

@@ -261,8 +261,10 @@ def one_of(kind: Any, name: str, what: str) -> Any:
     try:
         return kind(name)
     except ValueError as error:
-        known = ", ".join(kind)
-        raise UserError(f"{what} {name!r} is unknown; there are: {known}.{did_you_mean(name, list(kind))}") from error
+        known = [member.value for member in kind]
+        raise UserError(
+            f"{what} {name!r} is unknown; there are: {', '.join(known)}.{did_you_mean(name, known)}"
+        ) from error
 
 
 def _layout_name(layout: Any) -> str:
