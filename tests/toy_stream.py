@@ -40,7 +40,7 @@ EVEN = (("speaker", "==", "even"),)  # rows 0, 2, 4, ... of each shard
 
 def backwards(segment: Segment) -> list[int]:
     """A layout of a trainer's own: nobody knows its sizes beforehand."""
-    return segment.codes["toy"][0].flip(0).tolist() + [50]
+    return [*segment.codes["toy"][0].flip(0).tolist(), 50]
 
 
 def segments_by_shard(place: str, num_shards: int) -> dict[int, dict[str, np.ndarray | None]]:

@@ -170,7 +170,7 @@ def bench_reading(folder: Path, repeats: int) -> dict[str, dict[str, Any]]:
     times: dict[str, list[float]] = {name: [] for name in reads}
     for repeat in range(repeats + 1):
         for name, read in reads.items():
-            taken_s, _ = timed(read, 3)
+            taken_s, _ = timed(read, 9)
             if repeat:  # the first round warms up
                 times[name].append(taken_s)
     figures = {}

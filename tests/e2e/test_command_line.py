@@ -87,11 +87,11 @@ def test_a_root_of_another_version_is_refused_and_left_alone(
 ):
     root = copy_root(finished_root)
     for log in root.glob("*/_delta_log/00000000000000000000.json"):
-        log.write_text(log.read_text().replace('\\"wavemill\\": 2', '\\"wavemill\\": 1'))
+        log.write_text(log.read_text().replace('\\"wavemill\\": 3', '\\"wavemill\\": 1'))
     before = _tree(root)
     for arguments in (["tokenize", root], ["inspect", root], ["corpus", "build", samples / "speech", "--to", root]):
         assert sentence(wavemill(*arguments)) == (
-            f"Error: {root}/corpus was written in wavemill's table format 1; this version reads format 2. Use the "
+            f"Error: {root}/corpus was written in wavemill's table format 1; this version reads format 3. Use the "
             "wavemill that wrote it, or another root.\n"
         )
     assert _tree(root) == before

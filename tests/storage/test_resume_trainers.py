@@ -16,6 +16,8 @@ import pytest
 from torchdata.stateful_dataloader import StatefulDataLoader
 from toy_stream import Build, MakeOnce, Row, make_roots, rows, undisturbed
 
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
+
 
 @pytest.fixture(scope="session")
 def roots(made_once: MakeOnce) -> tuple[str, str]:
@@ -57,6 +59,23 @@ def test_torchdatas_loader_may_be_stopped_again_and_again(num_workers: int, root
         found += [rows(batch) for batch in islice(loader, num_steps)]
         state = loader.state_dict()
     assert found == expected
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("before", [None, 3])
+@pytest.mark.parametrize("num_steps", [0, 1, 4])
+def test_torchdatas_loader_with_workers_that_live_on_goes_on_in_a_later_epoch(
+    num_steps: int, before: int | None, num_workers: int, roots: tuple[str, str]
+) -> None:
+    build = Build(roots[:1], window_bytes=6_000)
+    dataset = build.dataset(batch_size=20)
+    loader = StatefulDataLoader(dataset, batch_size=None, num_workers=num_workers, persistent_workers=True)
+    assert [rows(batch) for batch in islice(loader, before)] == rows_by_step(build)[:before]
+    dataset.set_epoch(1)
+    batches = iter(loader)
+    found = [rows(batch) for batch in islice(batches, num_steps)]
+    found += [rows(batch) for batch in stateful_loader(build, num_workers, loader.state_dict())]
+    assert found == rows_by_step(replace(build, epoch=1))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
