@@ -3,6 +3,7 @@
 The order is that of `order.py`; windows.py reads it and stepping.py shares it between ranks and workers.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,20 +39,24 @@ class _Feed(IterableDataset[TokenBatch | PackedBatch]):
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it must be 1 or more.")
         self._selections = selections
-        self._mixture = Mixture(weights)
-        self._weights = list(weights)
+        self._weights = [float(weight) for weight in weights]
+        self._mixture = Mixture(self._weights)
         self._batch_size = batch_size
         self._tail = one_of(Tail, tail, "tail")
         self._rank, self._world_size = _ranks(rank, world_size)
-        # slot and cursors, in shared memory: workers that live from epoch to epoch see what is set here
-        self._place = torch.zeros(1 + 3 * len(selections), dtype=torch.int64).share_memory_()
-        self._skip_steps: int | None = None  # set in a worker that is resumed by itself
+        # whether an iteration has begun here, slot and cursors: shared with workers that live from epoch to epoch
+        self._place = torch.zeros(2 + 3 * len(selections), dtype=torch.int64).share_memory_()
+        self._resumed: dict[str, Any] | None = None  # in a worker: a state of its own, for one iteration
         self._last: dict[str, Any] | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._place = self._place.share_memory_()  # a copy's own workers share with it
 
     @property
     def epoch(self) -> int:
         """The epoch that the next iteration begins or goes on with."""
-        return int(self._place[1])
+        return int(self._place[2])
 
     def set_epoch(self, epoch: int) -> None:
         """Begin this epoch with the next iteration; if a state of this very epoch was loaded, go on from there."""
@@ -68,23 +73,31 @@ class _Feed(IterableDataset[TokenBatch | PackedBatch]):
         `StatefulDataLoader` calls this in its workers.
         """
         worker = get_worker_info()
-        state = dict(self._last) if self._last is not None else self._state(*self._get())
+        if self._last is None and self._resumed is not None:
+            return dict(self._resumed)
+        state = self._state(*self._get()) if self._last is None else dict(self._last)
         if worker is not None:
-            state["skip_steps"] = worker.num_workers - 1 if self._last is not None else worker.id
+            state["skip_steps"] = worker.id if self._last is None else worker.num_workers - 1
+            state["ended"] = self._last is not None and state["slot"] == 0
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on after the step that `state` was saved with, on any number of ranks and workers.
+        """Go on, once, after the step that `state` was saved with, on any number of ranks and workers.
 
         Raises `UserError` for the state of a dataset with other versions, streams, order or packing.
         """
-        for part, (ours, theirs) in enumerate(zip(self._identity(), state.get("datasets", ()), strict=False)):
+        datasets, cursors = state.get("datasets", ()), state.get("cursors", ())
+        if not datasets or len(cursors) != len(datasets) or "slot" not in state:
+            raise UserError("This is no state of a TokenDataset: expected what `batch.state` or `state_dict()` gave.")
+        for part, (ours, theirs) in enumerate(zip(self._identity(), datasets, strict=False)):
             require_same(ours, theirs, part)
-        if len(state.get("datasets", ())) != len(self._selections) or state.get("weights") != self._weights:
+        if len(datasets) != len(self._selections) or state.get("weights") != self._weights:
             raise UserError("The state is that of another mixture of datasets: build the same one, with its weights.")
-        self._set(state["slot"], [Cursor(*cursor) for cursor in state["cursors"]])
         self._last = None
-        self._skip_steps = state.get("skip_steps") if get_worker_info() is not None else None
+        if get_worker_info() is not None and "skip_steps" in state:
+            self._resumed = dict(state)
+        else:
+            self._set(state["slot"], [Cursor(*cursor) for cursor in cursors])
 
     def count_sequences(self) -> int:
         """Sequences (segments, where nothing is packed) of the epoch, counted by reading all frame counts."""
@@ -95,33 +108,55 @@ class _Feed(IterableDataset[TokenBatch | PackedBatch]):
             return sum(len(reader.window(self.epoch, index)) for index in range(reader.num_windows(self.epoch)))
 
     def __iter__(self) -> Iterator[TokenBatch | PackedBatch]:
-        worker = get_worker_info()
+        self._last = None  # now, not with the first batch: `state_dict` may be called before that
+        return self._batches()
+
+    def _batches(self) -> Iterator[TokenBatch | PackedBatch]:
+        worker, resumed = get_worker_info(), self._resumed
         num_workers, first = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        consumer = Consumer(
-            rank=self._rank,
-            num_ranks=self._world_size,
-            num_workers=num_workers,
-            first_step=first if self._skip_steps is None else self._skip_steps,
-        )
-        self._skip_steps = None
-        slot, cursors = self._get()
+        if resumed is None:
+            slot, cursors = self._begin(is_first=first == 0)
+        else:
+            slot, cursors = resumed["slot"], [Cursor(*cursor) for cursor in resumed["cursors"]]
+            first = resumed["skip_steps"]
+        consumer = Consumer(rank=self._rank, num_ranks=self._world_size, num_workers=num_workers, first_step=first)
         counting, loading = ThreadPoolExecutor(_THREADS), ThreadPoolExecutor(_THREADS)
         try:
-            for step in steps(
-                [WindowReader(selection, counting) for selection in self._selections],
-                cursors,
-                slot,
-                mixture=self._mixture,
-                consumer=consumer,
-                batch_size=self._batch_size,
-                tail=self._tail,
-                pool=loading,
+            for step in (
+                ()
+                if resumed is not None and resumed["ended"]
+                else steps(
+                    [WindowReader(selection, counting) for selection in self._selections],
+                    cursors,
+                    slot,
+                    mixture=self._mixture,
+                    consumer=consumer,
+                    batch_size=self._batch_size,
+                    tail=self._tail,
+                    pool=loading,
+                )
             ):
                 self._last = self._state(step.slot, step.cursors)
                 yield self._batch(step, self._last)
         finally:
+            self._resumed = None
             for pool in (counting, loading):
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, *, is_first: bool) -> tuple[int, list[Cursor]]:
+        """Slot and cursors to begin at. A loaded place inside an epoch is good for one iteration.
+
+        Raises `UserError` for a second one, which would be a shorter epoch; the first of the workers sees to that.
+        """
+        slot, cursors = self._get()
+        if is_first and slot and self._place[0]:
+            raise UserError(
+                f"The loaded state, inside epoch {self.epoch}, has been gone on from already: call set_epoch for a "
+                "whole epoch, or load_state_dict again."
+            )
+        if is_first:
+            self._place[0] = 1
+        return slot, cursors
 
     def _batch(self, step: Step, state: dict[str, Any]) -> TokenBatch | PackedBatch:
         selection = self._selections[0]
@@ -130,12 +165,12 @@ class _Feed(IterableDataset[TokenBatch | PackedBatch]):
         return packed_batch(step.sources, self._batch_size, selection.pack.length, state)
 
     def _get(self) -> tuple[int, list[Cursor]]:
-        slot, *places = self._place.tolist()
+        _, slot, *places = self._place.tolist()
         return slot, [Cursor(*places[begin : begin + 3]) for begin in range(0, len(places), 3)]
 
     def _set(self, slot: int, cursors: Sequence[Cursor]) -> None:
         places = [place for cursor in cursors for place in (cursor.epoch, cursor.window, cursor.offset)]
-        self._place.copy_(torch.tensor([slot, *places]))
+        self._place.copy_(torch.tensor([0, slot, *places]))
 
     def _state(self, slot: int, cursors: Sequence[Cursor]) -> dict[str, Any]:
         return {
@@ -249,8 +284,8 @@ class MixedDataset(_Feed):
     ) -> None:
         if not datasets or len(datasets) != len(weights):
             raise UserError(f"There are {len(datasets)} datasets and {len(weights)} weights; give one for each.")
-        if min(weights) <= 0:
-            raise UserError(f"The weights are {list(weights)}; each must be greater than 0.")
+        if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+            raise UserError(f"The weights are {list(weights)}; each must be a number greater than 0.")
         selections = [dataset.selection for dataset in datasets]
         shapes = [selection.shape for selection in selections]
         if any(shape != shapes[0] for shape in shapes):

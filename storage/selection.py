@@ -1,7 +1,10 @@
 """What a trainer reads: streams, codebooks, rows, packing and order, checked before anything is read."""
 
+import functools
 import hashlib
 import json
+import operator
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +82,7 @@ class Selection:
             "codebooks": self.num_codebooks,
             "shuffle": self.shuffle,
             "window_bytes": self.window_bytes,
-            "where": str(self.where),
+            "where": None if self.where is None else pickle.dumps(self.where, protocol=4).hex(),
             "pack": self.pack and [_layout_name(self.pack.layout), self.pack.length, self.pack.method],
             "tables": {name: snapshot.table_id for name, snapshot in self.streams.items()},
         }
@@ -110,10 +113,7 @@ def select(
     wanted = dict(streams) if isinstance(streams, Mapping) else dict.fromkeys(streams)
     if not wanted:
         raise UserError("Name at least one stream to read.")
-    if seed < 0:
-        raise UserError(f"The seed is {seed}; it must not be negative.")
-    if window_bytes < 1:
-        raise UserError(f"window_bytes is {window_bytes}; it must be 1 or more.")
+    seed, window_bytes = _whole(seed, "seed", least=0), _whole(window_bytes, "window_bytes", least=1)
     place = Root(root)
     if pin is not None and versions:
         raise UserError("Both versions and a pin are given: leave out one of them.")
@@ -153,7 +153,7 @@ def _books(name: str, snapshot: Snapshot, count: int | None) -> int:
         return there
     if not 1 <= count <= there:
         raise UserError(f"Stream {name!r} has {there} codebooks; {count} were asked for.")
-    return count
+    return int(count)
 
 
 def _require_same_shards(snapshots: Mapping[str, Snapshot]) -> None:
@@ -257,6 +257,16 @@ def _require_known(versions: Mapping[str, int], wanted: Mapping[str, Any], where
         raise UserError(f"A version is pinned for {stray[0]!r}, but the streams to read are {', '.join(there)}.")
 
 
+def _whole(value: Any, what: str, *, least: int) -> int:
+    try:
+        whole = operator.index(value)  # NumPy's integers, too
+    except TypeError as error:
+        raise UserError(f"{what} is {value!r}; expected a whole number.") from error
+    if whole < least:
+        raise UserError(f"{what} is {whole}; it must be {least} or more.")
+    return whole
+
+
 def one_of(kind: Any, name: str, what: str) -> Any:
     try:
         return kind(name)
@@ -267,10 +277,23 @@ def one_of(kind: Any, name: str, what: str) -> Any:
         ) from error
 
 
-def _layout_name(layout: Any) -> str:
-    kind = layout if hasattr(layout, "__qualname__") else type(layout)
-    told = repr(layout) if hasattr(layout, "__dataclass_fields__") else ""
-    return f"{kind.__module__}.{kind.__qualname__}{told}"
+def _layout_name(layout: Any) -> list[Any]:
+    """What tells layouts apart: a name, and what simple parameters an object or a `functools.partial` has."""
+    if isinstance(layout, functools.partial):
+        return [*_layout_name(layout.func), _simple(layout.args), _simple(layout.keywords)]
+    if hasattr(layout, "__qualname__"):
+        return [layout.__module__, layout.__qualname__]
+    fields = {name: getattr(layout, name) for name in getattr(layout, "__dataclass_fields__", ())}
+    return [type(layout).__module__, type(layout).__qualname__, _simple(fields or getattr(layout, "__dict__", {}))]
+
+
+def _simple(value: Any) -> Any:
+    """Numbers, strings and what is made of them; of anything else that it is there."""
+    if isinstance(value, dict):
+        return {str(key): _simple(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_simple(inner) for inner in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else type(value).__qualname__
 
 
 def require_same(ours: dict[str, Any], theirs: dict[str, Any], part: int) -> None:

@@ -136,7 +136,7 @@ def steps(
         ends = [int(mixture.slots(part, np.array([walk.known]))[0]) for part, walk in enumerate(walks) if walk.ended]
         limit = min(ends, default=end + width)
         if step == 0:
-            _require_enough(limit - begin, width, consumer.num_ranks, tail, fresh=slot == 0)
+            _require_enough(limit - begin, batch_size, consumer.num_ranks, tail, fresh=slot == 0)
         if limit <= begin or (limit < end and tail is Tail.DROP):
             return
         ended = limit <= end or (limit < end + width and tail is Tail.DROP)
@@ -155,8 +155,8 @@ def steps(
             walk.forget(mixture.taken(part, end))
 
 
-def _require_enough(there: int, width: int, num_ranks: int, tail: Tail, *, fresh: bool) -> None:
-    """Raise `UserError` for an epoch that would be empty, or empty on some ranks."""
+def _require_enough(there: int, batch_size: int, num_ranks: int, tail: Tail, *, fresh: bool) -> None:
+    """Raise `UserError` for an epoch that would be empty, or nothing but padding on some ranks."""
     if not fresh:
         return
     if there <= 0:
@@ -164,8 +164,10 @@ def _require_enough(there: int, width: int, num_ranks: int, tail: Tail, *, fresh
             "The epoch is empty: no segment is left of the dataset. Loosen the filter, or see with `wavemill inspect` "
             "how many segments have an error."
         )
-    needed = width if tail is Tail.DROP else num_ranks
+    needed = batch_size * num_ranks if tail is Tail.DROP else batch_size * (num_ranks - 1) + 1
     if there < needed:
-        what = f"one step of all ranks takes {width}" if tail is Tail.DROP else f"there are {num_ranks} ranks"
-        advice = "take smaller batches or fewer ranks" + (", or tail='pad'" if tail is Tail.DROP else "")
-        raise UserError(f"The epoch has {there} sequence(s), but {what}: {advice}.")
+        other = ", or tail='pad'" if tail is Tail.DROP else ""
+        raise UserError(
+            f"The epoch has {there} sequence(s), but {num_ranks} rank(s) with batches of {batch_size} need {needed} "
+            f"for one step: take smaller batches or fewer ranks{other}."
+        )

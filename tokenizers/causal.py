@@ -75,7 +75,8 @@ class CausalCodec:
     @torch.inference_mode()
     def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
         latents = self._latents(waveforms, padded_length)
-        return codes_of_chunks(latents, self._model.quantize, len(waveforms), self.spec.num_codebooks)
+        num_frames = [-(-waveform_N.shape[0] // self.spec.hop_length) for waveform_N in waveforms]
+        return codes_of_chunks(latents, self._model.quantize, num_frames, self.spec.num_codebooks)
 
     @torch.inference_mode()
     def gaps(self, waveform_N: Tensor) -> Tensor:

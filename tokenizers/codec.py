@@ -4,7 +4,7 @@ Axes: B segments, T frames, D dimensions of a latent, K codebooks of a stream.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,18 +19,22 @@ Chunks = Iterator[tuple[Tensor, list[int]]]
 
 
 def codes_of_chunks(
-    chunks: Chunks, quantize: Callable[[Tensor], Tensor], num_segments: int, num_codebooks: int
+    chunks: Chunks, quantize: Callable[[Tensor], Tensor], num_frames: Sequence[int], num_codebooks: int
 ) -> list[Tensor]:
-    """Codes `[K, T]` int64 of each segment, on the CPU.
+    """Codes `[K, T]` int64 of each segment, of `num_frames` frames, on the CPU.
 
-    All frames of a chunk are quantized, the padding's too: the shape of a product may decide its last bits.
+    All frames of a chunk are quantized, the padding's too: the shape of a product may decide its last bits. Codes are
+    written to their place: small tensors kept from chunk to chunk would hold the memory between them.
     """
-    codes = [[torch.empty(num_codebooks, 0, dtype=torch.int64)] for _ in range(num_segments)]
+    codes = [torch.empty(num_codebooks, num, dtype=torch.int64) for num in num_frames]
+    done = [0] * len(codes)
     for latents_BTD, frames in chunks:
         codes_KBT = quantize(latents_BTD.flatten(0, 1)).unflatten(1, latents_BTD.shape[:2]).cpu()
-        for row, (parts, num) in enumerate(zip(codes, frames, strict=True)):
-            parts.append(codes_KBT[:, row, :num])
-    return [torch.cat(parts, dim=1) for parts in codes]
+        for row, num in enumerate(frames):
+            codes[row][:, done[row] : done[row] + num] = codes_KBT[:, row, :num]
+            done[row] += num
+    assert done == list(num_frames)
+    return codes
 
 
 def gaps_of_chunks(chunks: Chunks, gaps: Callable[[Tensor], Tensor], num_codebooks: int) -> Tensor:

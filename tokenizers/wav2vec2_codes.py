@@ -44,8 +44,13 @@ class Wav2Vec2Codes:
         self._bias_O = projection.get_parameter("bias").to(device)
 
     def encode(self, waveform_N: Tensor) -> Tensor:
-        codes = [self._quantize(frames_TC) for frames_TC in self._frames(waveform_N)]
-        return torch.cat(codes, dim=1) if codes else torch.empty(self.spec.num_codebooks, 0, dtype=torch.int64)
+        # made at once: small tensors kept from window to window would hold the memory between them
+        codes_KT = torch.empty(self.spec.num_codebooks, windows.num_frames(waveform_N.shape[0]), dtype=torch.int64)
+        begin = 0
+        for frames_TC in self._frames(waveform_N):
+            codes_KT[:, begin : begin + frames_TC.shape[0]] = self._quantize(frames_TC)
+            begin += frames_TC.shape[0]
+        return codes_KT
 
     def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
         batch = windows.run_batch(

@@ -89,9 +89,9 @@ def test_more_ranks_than_sequences_is_an_error_on_every_rank(finished_root: Path
     pack = Pack(semantic("semantic"), length=1 << 20)
     for rank in (0, 7):
         dataset = TokenDataset(str(finished_root), ["semantic"], pack=pack, rank=rank, world_size=8)
-        refuse(lambda dataset=dataset: next(iter(dataset)), "1 sequence(s)", "8 ranks")
+        refuse(lambda dataset=dataset: next(iter(dataset)), "1 sequence(s)", "8 rank(s)")
     dropping = TokenDataset(str(finished_root), ["semantic"], batch_size=500, tail="drop")
-    refuse(lambda: next(iter(dropping)), "takes 500", "tail='pad'")
+    refuse(lambda: next(iter(dropping)), "need 500", "tail='pad'")
 
 
 def test_errors_in_workers_reach_the_trainer(finished_root: Path) -> None:
