@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..tokenizers.spec import StreamSpec, UserError, did_you_mean
-from .parquet import CorruptFile, read_parquet
+from .parquet import read_parquet
 from .root import Root
 from .schema import code_columns, require_stream_name, stream_schema
 from .table import Snapshot, read_snapshot
@@ -76,17 +76,13 @@ def read_codes(root: Root, snapshot: Snapshot, shard: int, *, num_codebooks: int
         num_frames=table["num_frames"].to_pylist(),
         errors=table["error"].to_pylist(),
         error_messages=table["error_message"].to_pylist(),
-        books=[flat_values(table[name], f"{root.join(snapshot.path(shard))}, column {name}") for name in books],
+        books=[flat_values(table[name]) for name in books],
     )
 
 
-def flat_values(column: pa.ChunkedArray, where: str) -> tuple[NDArray[np.integer], NDArray[np.int32]]:
+def flat_values(column: pa.ChunkedArray) -> tuple[NDArray[np.integer], NDArray[np.int32]]:
     """Codes of all rows end to end, and where each row's begin; the last offset is where they end."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # no rows at all
         array = pa.array([], type=column.type)
-    if array.values.null_count:
-        raise CorruptFile(
-            f"{where}: there are rows with missing codes inside. Make the stream again under another name."
-        )
     return array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy()

@@ -126,7 +126,7 @@ class Lane:
             elif not ids.equals(found):
                 raise _other_segments(next(iter(part.files)), name, part.shard)
             where = f"{selection.streams[name].root_uri}/{selection.streams[name].path(part.shard)}"
-            flat = [flat_values(table[column], f"{where}, column {column}") for column in columns]
+            flat = [flat_values(table[column]) for column in columns]
             offsets = flat[0][1].astype(np.int64)
             for column, (values, own_offsets) in zip(columns, flat, strict=True):
                 require_sound(values, own_offsets, part, name, spec, f"{where}, column {column}")

@@ -26,7 +26,7 @@ import pyarrow as pa
 import torch
 import webdataset
 from synthetic_tokens import STREAM, segments, shard_table, synthetic_spec, write_tar
-from wavemill.storage.codes import flat_values, open_stream, stream_folder
+from wavemill.storage.codes import open_stream, stream_folder
 from wavemill.storage.parquet import ParquetShard, parquet_bytes
 from wavemill.storage.root import Root
 from wavemill.storage.schema import code_columns, stream_schema
@@ -85,7 +85,7 @@ def read_ours(root: Root, snapshot: Snapshot, *, books: int) -> list[np.ndarray]
     file.read(["num_frames"])
     columns = code_columns(books)
     table = file.read(["id", *columns])
-    return [flat_values(table[column], column)[0] for column in columns]
+    return [table[column].combine_chunks().values.to_numpy() for column in columns]
 
 
 def read_tar(folder: Path) -> list[np.ndarray]:

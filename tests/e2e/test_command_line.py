@@ -58,15 +58,15 @@ def test_the_way_from_a_folder_to_tokens_and_back(wavemill: Wavemill, samples: P
     assert json.loads(wavemill("quarantine", root, "--json").stdout) == []
 
 
-def test_quarantine_says_why_each_broken_file_has_no_tokens(wavemill: Wavemill, finished_root: Path):
-    rows = json.loads(wavemill("quarantine", finished_root, "--json").stdout)
+def test_quarantine_says_why_each_broken_file_has_no_tokens(in_process: Wavemill, finished_root: Path):
+    rows = json.loads(in_process("quarantine", finished_root, "--json").stdout)
     assert {row["path"]: row["error"] for row in rows} == {
         "cut_short.wav": "truncated",
         "empty.mp3": "empty",
         "error_page.mp3": "not-audio",
         "not_numbers.wav": "non-finite",
     }
-    shown = wavemill("quarantine", finished_root)
+    shown = in_process("quarantine", finished_root)
     assert "web page" in " ".join(shown.stdout.split())
 
 
@@ -83,14 +83,14 @@ def test_help_is_quick_and_every_command_has_help(wavemill: Wavemill):
 
 
 def test_a_root_of_another_version_is_refused_and_left_alone(
-    wavemill: Wavemill, finished_root: Path, samples: Path, copy_root: Callable[[Path], Path]
+    in_process: Wavemill, finished_root: Path, samples: Path, copy_root: Callable[[Path], Path]
 ):
     root = copy_root(finished_root)
     for log in root.glob("*/_delta_log/00000000000000000000.json"):
         log.write_text(log.read_text().replace('\\"wavemill\\": 3', '\\"wavemill\\": 1'))
     before = _tree(root)
     for arguments in (["tokenize", root], ["inspect", root], ["corpus", "build", samples / "speech", "--to", root]):
-        assert sentence(wavemill(*arguments)) == (
+        assert sentence(in_process(*arguments)) == (
             f"Error: {root}/corpus was written in wavemill's table format 1; this version reads format 3. Use the "
             "wavemill that wrote it, or another root.\n"
         )
@@ -98,46 +98,46 @@ def test_a_root_of_another_version_is_refused_and_left_alone(
 
 
 def test_a_codebook_that_changed_under_a_stream_is_refused_by_name(
-    wavemill: Wavemill, finished_root: Path, copy_root: Callable[[Path], Path]
+    in_process: Wavemill, finished_root: Path, copy_root: Callable[[Path], Path]
 ):
     root = copy_root(finished_root)
-    refit = wavemill("codebook", "fit", root, "mfcc-kmeans", "--replace", "--seed", "7")
+    refit = in_process("codebook", "fit", root, "mfcc-kmeans", "--replace", "--seed", "7")
     assert refit.returncode == 0, refit.stderr
-    said = sentence(wavemill("tokenize", root))
+    said = sentence(in_process("tokenize", root))
     assert re.fullmatch(
         rf'Error: Stream "semantic" in {root} was written with mfcc-kmeans@[0-9a-f]+, this run has mfcc-kmeans@'
         r"[0-9a-f]+ \(codebook differs: [0-9a-f]+ there, [0-9a-f]+ here\)\. Give the new run another stream name, or "
         r"restore the old codebook\.\n",
         said,
     )
-    checked = wavemill("verify", root)
+    checked = in_process("verify", root)
     assert checked.returncode == 1
     assert "codebook differs" in checked.stderr
 
 
 def test_a_run_over_mostly_broken_input_stops_with_a_sentence_and_goes_on_when_told_to(
-    wavemill: Wavemill, fitted_root: Path, samples: Path, tmp_path: Path
+    in_process: Wavemill, fitted_root: Path, samples: Path, tmp_path: Path
 ):
     root = tmp_path / "root"
-    assert wavemill("corpus", "build", samples / "broken", "--to", root).returncode == 0
+    assert in_process("corpus", "build", samples / "broken", "--to", root).returncode == 0
     shutil.copytree(fitted_root / "codebooks", root / "codebooks")
-    stopped = wavemill("tokenize", root, "--engine", "inline")
+    stopped = in_process("tokenize", root, "--engine", "inline")
     assert stopped.returncode == 1
     assert stopped.stderr.splitlines()[-1].startswith(
         "Error: 4 of 4 segments so far could not be tokenized: over the limit of 5.0% (in this run: truncated 1, "
         "empty 1, not-audio 1, non-finite 1; for example cut_short.wav: "
     )
     assert stopped.stderr.endswith("Mend the input, or raise --max-error-share, and run the command again.\n")
-    assert wavemill("tokenize", root, "--engine", "inline", "--max-error-share", "1").returncode == 0
+    assert in_process("tokenize", root, "--engine", "inline", "--max-error-share", "1").returncode == 0
 
 
-def test_verify_fails_on_a_flipped_bit(wavemill: Wavemill, finished_root: Path, copy_root: Callable[[Path], Path]):
+def test_verify_fails_on_a_flipped_bit(in_process: Wavemill, finished_root: Path, copy_root: Callable[[Path], Path]):
     root = copy_root(finished_root)
     victim = sorted((root / "streams" / "acoustic").glob("shard-*"))[3]
     content = bytearray(victim.read_bytes())
     content[len(content) // 3] ^= 4
     victim.write_bytes(content)
-    done = wavemill("verify", root)
+    done = in_process("verify", root)
     assert done.returncode == 1
     assert victim.name in done.stderr
     assert "NOT WHOLE" in done.stderr
@@ -153,20 +153,20 @@ def test_progress_in_a_pipe_is_lines_without_control_characters(
 
 
 def test_a_moved_source_is_found_when_it_is_named(
-    wavemill: Wavemill, fitted_root: Path, finished_root: Path, samples: Path, tmp_path: Path
+    in_process: Wavemill, fitted_root: Path, finished_root: Path, samples: Path, tmp_path: Path
 ):
     shutil.copytree(samples / "speech", tmp_path / "old" / "speech")
     root = tmp_path / "root"
-    assert wavemill("corpus", "build", tmp_path / "old" / "speech", "--to", root).returncode == 0
+    assert in_process("corpus", "build", tmp_path / "old" / "speech", "--to", root).returncode == 0
     shutil.copytree(fitted_root / "codebooks", root / "codebooks")
     os.rename(tmp_path / "old", tmp_path / "new")
-    lost = wavemill("tokenize", root, "--engine", "inline")
+    lost = in_process("tokenize", root, "--engine", "inline")
     assert lost.returncode == 1
     assert lost.stderr.splitlines()[-1] == (
         f"Error: The source folder {tmp_path}/old/speech is not there (any more), so its recordings cannot be read. "
         "Mount it, or say where it is now with --source NAME=FOLDER; then run the command again."
     )
-    found = wavemill("tokenize", root, "--engine", "inline", "--source", f"speech={tmp_path / 'new' / 'speech'}")
+    found = in_process("tokenize", root, "--engine", "inline", "--source", f"speech={tmp_path / 'new' / 'speech'}")
     assert found.returncode == 0, found.stderr
 
 

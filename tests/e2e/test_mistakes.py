@@ -6,7 +6,6 @@ import pickle
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,6 @@ import pytest
 import safetensors.torch
 import torch
 from random_weights import make_weights
-from wavemill.jobs.cli import main
 from wavemill.pipelines.error_classes import ERROR_CLASSES
 from wavemill.pipelines.sources import SOURCE_KINDS
 from wavemill.storage.root import Root
@@ -42,23 +40,6 @@ _WHAT_FITS = {
     "{classes}": ", ".join(ERROR_CLASSES),
     "{tokenizers}": ", ".join(sorted(REGISTRY)),
 }
-
-
-@pytest.fixture
-def in_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Wavemill]:
-    """Runs the command line in this process: the same function, without two seconds of imports each time."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def run(*arguments: str | Path) -> CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", ["wavemill", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        said = capsys.readouterr()
-        return CompletedProcess(arguments, int(stopped.value.code or 0), said.out, said.err)
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
@@ -196,6 +177,7 @@ def test_an_object_store_without_credentials_is_told(
     )
 
 
+@pytest.mark.slow  # it is tried for some seconds; test_hub.py has it without the command
 def test_a_hub_that_cannot_be_reached_is_told(fitted_root: Path, tmp_path: Path, wavemill: Wavemill):
     nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     before, hub_id = _tree(fitted_root), REGISTRY["wav2vec2-codes"].weights

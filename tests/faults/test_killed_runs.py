@@ -31,7 +31,7 @@ DRIVER_FAILPOINTS = [
     "before-commit-acoustic",  # between the commits of two streams
     "after-commit",
 ]
-USUAL_FAILPOINTS = {"shard-written@3", "before-fence", "before-commit-acoustic", "after-commit"}
+USUAL_FAILPOINTS = {"shard-written@3", "before-commit-acoustic"}
 WORKER_FAILPOINTS = ["shard-before-write", "shard-written", "receipt-sent"]
 
 
@@ -60,8 +60,11 @@ def test_a_run_killed_at_a_failpoint_is_finished_by_the_same_command(
 @pytest.mark.parametrize(
     "failpoint",
     [
-        *("shard-written@2", "before-commit", "after-commit"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("before-fence", "after-fence")),
+        "before-commit",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("shard-written@2", "after-commit", "before-fence", "after-fence")
+        ),
     ],
 )
 def test_a_corpus_build_killed_at_a_failpoint_is_finished_by_the_same_command(
