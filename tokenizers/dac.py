@@ -200,6 +200,6 @@ _PUBLISHED = {
 }
 ENTRIES = (
     _entry(_PUBLISHED["dac-16khz"], "16 kHz", "23 % of ids, random weights"),
-    _entry(_PUBLISHED["dac-24khz"], "24 kHz"),
-    _entry(_PUBLISHED["dac-44khz"], "44.1 kHz"),
+    _entry(_PUBLISHED["dac-24khz"], "24 kHz", "32 % of ids, random weights"),
+    _entry(_PUBLISHED["dac-44khz"], "44.1 kHz", "21 % of ids, random weights"),
 )

@@ -197,12 +197,12 @@ ENTRIES = tuple(
             _Published("hubert-base", "facebook/hubert-base-ls960", 9, 12, "1.3 % of ids, random weights"),
             _Published("hubert-large", "facebook/hubert-large-ll60k", 18, 24),
             _Published("hubert-xlarge", "facebook/hubert-xlarge-ll60k", 36, 48),
-            _Published("wavlm-base", "microsoft/wavlm-base", 9, 12),
+            _Published("wavlm-base", "microsoft/wavlm-base", 9, 12, "1.1 % of ids, random weights"),
             _Published("wavlm-base-plus", "microsoft/wavlm-base-plus", 9, 12, "1.1 % of ids, random weights"),
-            _Published("wavlm-large", "microsoft/wavlm-large", 18, 24),
+            _Published("wavlm-large", "microsoft/wavlm-large", 18, 24, "1.3 % of ids, random weights"),
             _Published("wav2vec2-base", "facebook/wav2vec2-base", 6, 12, "0.8 % of ids, random weights"),
-            _Published("wav2vec2-large", "facebook/wav2vec2-large", 14, 24),
-            _Published("wav2vec2-large-lv60", "facebook/wav2vec2-large-lv60", 14, 24),
+            _Published("wav2vec2-large", "facebook/wav2vec2-large", 14, 24, "1.7 % of ids, random weights"),
+            _Published("wav2vec2-large-lv60", "facebook/wav2vec2-large-lv60", 14, 24, "1.3 % of ids, random weights"),
         ),
     )
 )
