@@ -65,7 +65,8 @@ peers: .venv-peers/ready  ## make .venv-peers with the loaders to compare with (
 
 .venv-peers/ready: infra/bench/peers/requirements.txt constraints.txt
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[models]' datasets
 	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r infra/bench/peers/requirements.txt
 	@touch .venv-peers/ready
 
