@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -73,7 +72,7 @@ def token_batch(
     sources: Sequence[Source], batch_size: int, num_codebooks: Mapping[str, int], state: dict[str, Any]
 ) -> TokenBatch:
     segments = [segment_codes(lane, place) for lane, place in sources]  # pyright: ignore[reportArgumentType]
-    ids = [lane.ids[place].as_py() for lane, place in sources] + [""] * (batch_size - len(sources))
+    ids = [lane.ids[place] for lane, place in sources] + [""] * (batch_size - len(sources))
     codes, num_frames = {}, {}
     for name, books in num_codebooks.items():
         counts_B = torch.zeros(batch_size, dtype=torch.int64)
@@ -88,28 +87,35 @@ def token_batch(
 def packed_batch(
     sources: Sequence[tuple[Any, int]], batch_size: int, length: int, state: dict[str, Any]
 ) -> PackedBatch:
-    tokens_BL = torch.zeros(batch_size, length, dtype=torch.int64)
-    numbers, sizes, ids = [], [], []
-    for row_L, (lane, place) in zip(tokens_BL, sources, strict=False):
+    tokens_BL = torch.empty(batch_size, length, dtype=torch.int64)
+    tokens_BL[len(sources) :] = 0
+    numbers, sizes, ids, padding = [], [], [], batch_size - len(sources)
+    for row_L, (lane, place) in zip(tokens_BL.numpy(), sources, strict=False):
         assert isinstance(lane, LaneTokens)
-        row_L.copy_(torch.from_numpy(lane.tokens_NL[place]))
+        row_L[:] = lane.tokens_NL[place]
         first, last = int(lane.first_piece[place]), int(lane.first_piece[place + 1])
-        pieces = lane.packed.size_P[first:last]
-        sizes += [pieces, [length - int(pieces.sum())]]
-        numbers += [np.arange(1, last - first + 1), [0]]
-        ids.append(lane.ids.take(pa.array(lane.packed.segment_P[first:last])).to_pylist())
+        pieces, segments = lane.packed.size_P[first:last], lane.packed.segment_P[first:last]
+        sizes.append(pieces)
+        numbers.append(np.arange(1, last - first + 1, dtype=np.int32))
+        if (left := length - int(pieces.sum())) > 0:
+            sizes.append(np.array([left]))
+            numbers.append(np.zeros(1, dtype=np.int32))
+            padding += 1
+        ids.append([lane.ids[segment] for segment in segments.tolist()])
     missing = batch_size - len(sources)
-    numbers_P = np.concatenate([*numbers, [0]]).astype(np.int32)
-    sizes_P = np.concatenate([*sizes, [missing * length]]).astype(np.int64)
-    begins_P = (np.cumsum(sizes_P) - sizes_P).astype(np.int32)
+    numbers_P = np.concatenate([*numbers, np.zeros(missing, dtype=np.int32)])
+    sizes_P = np.concatenate([*sizes, np.full(missing, length)])
     segment_ids = np.repeat(numbers_P, sizes_P)
-    positions = np.arange(batch_size * length, dtype=np.int32) - np.repeat(begins_P, sizes_P)
-    shape = (batch_size, length)
+    positions = np.arange(len(segment_ids), dtype=np.int32)
+    positions -= np.repeat((np.cumsum(sizes_P) - sizes_P).astype(np.int32), sizes_P)
     loss_mask = segment_ids > 0
+    if padding:
+        positions *= loss_mask
+    shape = (batch_size, length)
     return PackedBatch(
         tokens=tokens_BL,
         segment_ids=torch.from_numpy(segment_ids).view(shape),
-        positions=torch.from_numpy(positions * loss_mask).view(shape),
+        positions=torch.from_numpy(positions).view(shape),
         loss_mask=torch.from_numpy(loss_mask).view(shape),
         ids=ids + [[] for _ in range(missing)],
         state=state,

@@ -48,6 +48,7 @@ class _Feed(IterableDataset[TokenBatch | PackedBatch]):
         self._place = torch.zeros(2 + 3 * len(selections), dtype=torch.int64).share_memory_()
         self._resumed: dict[str, Any] | None = None  # in a worker: a state of its own, for one iteration
         self._last: dict[str, Any] | None = None
+        self._identities: list[dict[str, Any]] | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -181,7 +182,9 @@ class _Feed(IterableDataset[TokenBatch | PackedBatch]):
         }
 
     def _identity(self) -> list[dict[str, Any]]:
-        return [selection.identity() for selection in self._selections]
+        if self._identities is None:
+            self._identities = [selection.identity() for selection in self._selections]
+        return self._identities
 
 
 class TokenDataset(_Feed):

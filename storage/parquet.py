@@ -36,7 +36,7 @@ def parquet_bytes(table: pa.Table, *, codebook_size: int = 0) -> bytes:
     code for 1,024 centroids), larger ones BYTE_STREAM_SPLIT; all under zstd-1 with a checksum per page.
     """
     codes = [f"{name}.list.element" for name in table.column_names if name.startswith("codes_")]
-    others = [name for name in table.column_names if not name.startswith("codes_")]
+    others = [name for name in table.column_names if not name.startswith("codes_") and name != "id"]
     split = codebook_size > DICTIONARY_LIMIT
     num_groups = max(1, -(-table.num_rows // _ROW_GROUP_ROWS))
     unknown = b"?" * (_HASH_DIGITS * table.num_columns * num_groups)
@@ -48,6 +48,8 @@ def parquet_bytes(table: pa.Table, *, codebook_size: int = 0) -> bytes:
         compression_level=1,
         use_dictionary=others if split else others + codes,  # pyright: ignore[reportArgumentType]
         column_encoding=dict.fromkeys(codes, "BYTE_STREAM_SPLIT") if split else None,
+        write_statistics=others,  # pyright: ignore[reportArgumentType]  # of codes and ids nobody has a use for them
+        write_batch_size=65_536,
         write_page_checksum=True,
         store_schema=False,
     ) as writer:

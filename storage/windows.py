@@ -8,6 +8,7 @@ Axes: S shards of a lane, N segments or sequences, K codebooks, T frames end to 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,11 @@ from ..tokenizers.spec import StreamSpec, UserError
 from .codes import flat_values, stream_spec
 from .layouts import PlannedLayout, Segment, token_dtype
 from .order import in_turn, lanes_of, shuffled, windows_of
-from .packing import Packed, PackingMethod, pack
+from .packing import Packed, pack
 from .parquet import CorruptFile, ParquetShard
 from .root import Root
 from .schema import CORPUS_SCHEMA, code_columns, stream_schema
-from .selection import Pack, Selection, filter_columns
+from .selection import Selection, filter_columns
 from .table import Snapshot
 
 Ints = NDArray[np.int64]
@@ -46,21 +47,32 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class LaneCodes:
-    """A lane's segments in order: codes `[K, T]` of each stream end to end, those of segment n from `begins[n]` on."""
+    """A lane's segments in order: their ids, and where in the codes of which shard each begins."""
 
-    ids: pa.Array
-    codes: dict[str, NDArray[np.integer]]
-    begins: dict[str, Ints]
+    ids: list[str]
+    shards: "list[_Codes]"
+    shard_N: Ints  # into `shards`
+    row_N: Ints  # among the shard's taken rows
 
 
 @dataclass(frozen=True, slots=True)
 class LaneTokens:
     """A lane's sequences: tokens `[N, L]`, and the pieces `[first_piece[n], first_piece[n + 1])` of sequence n."""
 
-    ids: pa.Array
+    ids: list[str]
     tokens_NL: NDArray[np.integer]
     packed: Packed
     first_piece: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class _Codes:
+    """A shard's codes: by stream K arrays of all its frames, and begin and length in them of each taken segment."""
+
+    ids: pa.Array
+    books: dict[str, list[NDArray[np.integer]]]
+    begins_N: dict[str, Ints]
+    frames_N: dict[str, Ints]
 
 
 class Lane:
@@ -82,42 +94,55 @@ class Lane:
 
     def load(self) -> LaneCodes | LaneTokens:
         """The lane's codes or tokens. Raises `CorruptFile`, `UserError`."""
-        laid_out = self._parts[0].laid_out is not None
-        read = [] if laid_out else [self._read(part) for part in self._parts]
-        parts = self._parts if laid_out else read
-        ids = pa.concat_arrays([part.ids for part in parts]).take(pa.array(self._order_N))
+        if self._parts[0].laid_out is not None:
+            ids = [part.ids for part in self._parts]
+            sources = [tokens for part in self._parts for tokens in part.laid_out or ()]
+            return self._sequences(self._ordered(ids), sources)
+        read = [self._read(part) for part in self._parts]
+        ids = self._ordered([codes.ids for codes in read])
         if self._packed is None:
-            return self._codes(ids, read)
+            counts = [len(part.rows_N) for part in self._parts]
+            shard_N = np.repeat(np.arange(len(counts)), counts)
+            row_N = np.concatenate([np.arange(count) for count in counts])
+            return LaneCodes(ids, read, shard_N[self._order_N], row_N[self._order_N])
+        return self._sequences(ids, [tokens for codes in read for tokens in self._lay(codes)])
+
+    def _ordered(self, ids: list[Any]) -> list[str]:
+        return pa.concat_arrays(ids).take(pa.array(self._order_N)).to_pylist()
+
+    def _lay(self, codes: _Codes) -> list[NDArray[np.integer]]:
+        """Tokens of each taken segment of a shard, laid out all at once."""
         assert self._selection.pack is not None
-        if laid_out:
-            every = [tokens for part in self._parts for tokens in part.laid_out or ()]
-            tokens = np.concatenate([np.empty(0, np.int32), *(every[index] for index in self._order_N)])
-        else:
-            codes = self._codes(ids, read)
-            layout: PlannedLayout = self._selection.pack.layout
-            tokens = layout.lay(list(codes.codes[layout.stream]), self._selection.specs[layout.stream])
-        return _sequences(ids, tokens, self._packed, self._selection.pack)
+        layout: PlannedLayout = self._selection.pack.layout
+        stream, per_frame = layout.stream, layout.tokens_per_frame(self._selection.num_codebooks[layout.stream])
+        tokens = layout.lay(codes.books[stream], self._selection.specs[stream])
+        begins = codes.begins_N[stream] * per_frame
+        ends = begins + codes.frames_N[stream] * per_frame
+        return [tokens[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
 
-    def _codes(self, ids: pa.Array, read: "list[_Read]") -> LaneCodes:
-        codes, begins = {}, {}
-        for name, num_codebooks in self._selection.num_codebooks.items():
-            frames_N = np.concatenate([part.frames_N[name] for part in self._parts])[self._order_N]
-            lengths = [len(part.books[name][0]) for part in read]
-            shifts = np.cumsum([0, *lengths[:-1]])
-            starts_N = np.concatenate([part.starts_N[name] + shift for part, shift in zip(read, shifts, strict=True)])
-            from_T = spans(starts_N[self._order_N], frames_N)
-            codes[name] = np.empty((num_codebooks, len(from_T)), dtype=read[0].books[name][0].dtype)
-            for book, out_T in enumerate(codes[name]):
-                values = [part.books[name][book] for part in read]
-                (values[0] if len(values) == 1 else np.concatenate(values)).take(from_T, out=out_T, mode="clip")
-            begins[name] = np.concatenate([[0], np.cumsum(frames_N)])
-        return LaneCodes(ids, codes, begins)
+    def _sequences(self, ids: list[str], sources: list[NDArray[np.integer]]) -> LaneTokens:
+        """The sequences of segments whose tokens are `sources`, these in the order of the shards' rows.
 
-    def _read(self, part: _Rows) -> "_Read":
+        One copy for each piece: with pieces of a second or more faster than gathering all tokens at once.
+        """
+        packed, pack = self._packed, self._selection.pack
+        assert packed is not None
+        assert pack is not None
+        dtype = sources[0].dtype if sources else np.dtype(np.int32)
+        tokens = np.zeros(packed.num_sequences * pack.length, dtype=dtype)
+        segments = self._order_N[packed.segment_P].tolist()
+        to_P = (packed.sequence_P * pack.length + packed.place_P).tolist()
+        for segment, start, size, to in zip(
+            segments, packed.start_P.tolist(), packed.size_P.tolist(), to_P, strict=True
+        ):
+            tokens[to : to + size] = sources[segment][start : start + size]
+        first_piece = np.searchsorted(packed.sequence_P, np.arange(packed.num_sequences + 1))
+        return LaneTokens(ids, tokens.reshape(-1, pack.length), packed, first_piece)
+
+    def _read(self, part: _Rows) -> _Codes:
         selection = self._selection
-        books, starts, ids = {}, {}, None
+        books, begins, ids = {}, {}, None
         for name, file in part.files.items():
-            spec = stream_spec(selection.streams[name])
             columns = code_columns(selection.num_codebooks[name])
             table = file.read(["id", *columns])
             found = _one(table["id"])
@@ -125,26 +150,15 @@ class Lane:
                 ids = found
             elif not ids.equals(found):
                 raise _other_segments(next(iter(part.files)), name, part.shard)
-            where = f"{selection.streams[name].root_uri}/{selection.streams[name].path(part.shard)}"
             flat = [flat_values(table[column]) for column in columns]
-            offsets = flat[0][1].astype(np.int64)
-            for column, (values, own_offsets) in zip(columns, flat, strict=True):
-                require_sound(values, own_offsets, part, name, spec, f"{where}, column {column}")
+            where = f"{selection.streams[name].root_uri}/{selection.streams[name].path(part.shard)}"
+            require_sound(flat, part.rows_N, part.frames_N[name], stream_spec(selection.streams[name]), where)
             books[name] = [values for values, _ in flat]
-            starts[name] = offsets[part.rows_N]
+            begins[name] = flat[0][1][part.rows_N].astype(np.int64)
         assert ids is not None
         if part.corpus_ids is not None and not part.corpus_ids.equals(ids):
             raise _other_segments("corpus", next(iter(part.files)), part.shard)
-        return _Read(ids.take(pa.array(part.rows_N)), books, starts)
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A shard's codes: K arrays of all its frames by stream, and where each taken segment starts in them."""
-
-    ids: pa.Array
-    books: dict[str, list[NDArray[np.integer]]]
-    starts_N: dict[str, Ints]
+        return _Codes(ids.take(pa.array(part.rows_N)), books, begins, part.frames_N)
 
 
 class Window:
@@ -260,26 +274,21 @@ def token_counts(selection: Selection, part: _Rows) -> Ints:
     return part.frames_N[layout.stream] * layout.tokens_per_frame(selection.num_codebooks[layout.stream])
 
 
-def spans(starts: Ints, counts: Ints) -> Ints:
-    """`starts[0], starts[0] + 1, ...`, counts[0] of them, then the same of the next."""
-    before = np.cumsum(counts) - counts
-    return np.repeat(starts - before, counts) + np.arange(int(counts.sum()))
-
-
 def require_sound(
-    values: NDArray[np.integer],
-    offsets: NDArray[np.int32],
-    part: _Rows,
-    name: str,
+    books: list[tuple[NDArray[np.integer], NDArray[np.int32]]],
+    rows_N: Ints,
+    frames_N: Ints,
     spec: StreamSpec,
     where: str,
 ) -> None:
-    """Raise `CorruptFile` unless there are as many codes as frames, each of its codebook."""
-    counts_N = offsets[part.rows_N + 1] - offsets[part.rows_N]
-    if not np.array_equal(counts_N, part.frames_N[name]):
+    """Raise `CorruptFile` unless each codebook has as many codes as there are frames, and none outside it."""
+    offsets = books[0][1]
+    same = all(np.array_equal(offsets, others) for _, others in books)
+    if not same or not np.array_equal(offsets[rows_N + 1] - offsets[rows_N], frames_N):
         raise CorruptFile(f"{where}: there are rows with fewer or more codes than frames. Make the stream again.")
-    if len(values) and not 0 <= int(values.min()) <= int(values.max()) < spec.codebook_size:
-        raise CorruptFile(f"{where}: there are codes outside 0 to {spec.codebook_size - 1}. Make the stream again.")
+    for values, _ in books:
+        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < spec.codebook_size:
+            raise CorruptFile(f"{where}: there are codes outside 0 to {spec.codebook_size - 1}. Make the stream again.")
 
 
 def _laid_out(selection: Selection, part: _Rows) -> _Rows:
@@ -288,7 +297,7 @@ def _laid_out(selection: Selection, part: _Rows) -> _Rows:
     pack = selection.pack
     codes: LaneCodes = Lane(replace(selection, pack=None, shuffle=False), [part], epoch=0).load()  # pyright: ignore[reportAssignmentType]
     laid_out = []
-    for index, id_ in enumerate(codes.ids.to_pylist()):
+    for index, id_ in enumerate(codes.ids):
         segment = Segment(id_, segment_codes(codes, index))
         tokens = np.asarray(pack.layout(segment), dtype=np.int64).reshape(-1)
         limit = pack.vocab_size or 2**31
@@ -298,30 +307,20 @@ def _laid_out(selection: Selection, part: _Rows) -> _Rows:
                 f"tokens must lie in 0 to {limit - 1:,}."
             )
         laid_out.append(tokens.astype(token_dtype(limit)))
-    return _Rows(part.shard, part.files, part.rows_N, part.frames_N, part.corpus_ids, laid_out, codes.ids)
+    return _Rows(
+        part.shard, part.files, part.rows_N, part.frames_N, part.corpus_ids, laid_out, pa.array(codes.ids, pa.string())
+    )
 
 
 def segment_codes(lane: LaneCodes, index: int) -> dict[str, torch.Tensor]:
     """Codes `[K, T]` int64 of one segment by stream."""
-    return {
-        name: torch.from_numpy(codes_KT[:, lane.begins[name][index] : lane.begins[name][index + 1]].astype(np.int64))
-        for name, codes_KT in lane.codes.items()
-    }
-
-
-def _sequences(ids: pa.Array, tokens: NDArray[np.integer], packed: Packed, pack: Pack) -> LaneTokens:
-    size = packed.num_sequences * pack.length
-    if pack.method is PackingMethod.CONCATENATE:
-        tokens_NL = np.zeros(size, dtype=tokens.dtype)
-        tokens_NL[: len(tokens)] = tokens
-    else:
-        sizes = np.bincount(packed.segment_P, weights=packed.size_P, minlength=len(ids)).astype(np.int64)
-        begins = np.cumsum(sizes) - sizes
-        tokens_NL = np.zeros(size, dtype=tokens.dtype)
-        to = spans(packed.sequence_P * pack.length + packed.place_P, packed.size_P)
-        tokens_NL[to] = tokens[spans(begins[packed.segment_P] + packed.start_P, packed.size_P)]
-    first_piece = np.searchsorted(packed.sequence_P, np.arange(packed.num_sequences + 1))
-    return LaneTokens(ids, tokens_NL.reshape(-1, pack.length), packed, first_piece)
+    shard, row = lane.shards[lane.shard_N[index]], lane.row_N[index]
+    codes = {}
+    for name, books in shard.books.items():
+        begin = shard.begins_N[name][row]
+        end = begin + shard.frames_N[name][row]
+        codes[name] = torch.from_numpy(np.stack([book[begin:end] for book in books]).astype(np.int64))
+    return codes
 
 
 def _other_segments(first: str, second: str, shard: int) -> UserError:
