@@ -72,6 +72,15 @@ def test_what_the_docs_say_can_be_done(name: str, labelled: Path):
     assert _run_document(FOLDER / name, labelled) > 0
 
 
+@pytest.mark.slow
+def test_the_example_on_ray_train_runs(finished_root: Path, tmp_path: Path):
+    [code] = re.findall(r"<!-- run on Ray -->\n```py\n(.*?)```", (FOLDER / "training.md").read_text(), re.DOTALL)
+    (tmp_path / "train.py").write_text(f"ROOT = {str(finished_root)!r}\n{code}")
+    done = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "'loss'" in done.stdout.splitlines()[-1]
+
+
 def test_tables_that_mirror_the_code_equal_it():
     filled = runpy.run_path(str(FOLDER / "make_tables.py"))["filled"]
     tables = 0
