@@ -139,6 +139,7 @@ def test_a_missing_extra_is_named(
     assert _tree(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_missing_silero_vad_is_named(samples: Path, tmp_path: Path):
     hides = (
         "import importlib.metadata as packages, sys\n"

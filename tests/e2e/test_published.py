@@ -176,7 +176,9 @@ def test_centroids_from_a_file_make_the_units_that_they_say(published: Path, run
     shutil.rmtree(published / "tokens" / "streams" / "imported")
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize(
+    "tokenizer", [pytest.param(name, marks=() if name == "hubert-base" else pytest.mark.slow) for name in TOKENIZERS]
+)
 def test_check_holds_a_tokenizer_to_its_promises_on_own_recordings(
     tokenizer: str, published: Path, samples: Path, run: Wavemill
 ):

@@ -19,6 +19,9 @@ from toy_stream import Build, MakeOnce, Row, make_roots, rows, undisturbed
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
 
 
+NUM_WORKERS = [0, pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+
+
 @pytest.fixture(scope="session")
 def roots(made_once: MakeOnce) -> tuple[str, str]:
     return make_roots(made_once)
@@ -35,7 +38,7 @@ def rows_by_step(build: Build) -> list[list[Row | None]]:
     return [rows(batch) for batch in build.dataset(batch_size=20)]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("num_workers", NUM_WORKERS)
 @pytest.mark.parametrize(("num_steps", "packing"), [(0, None), (1, None), (3, "concatenate"), (4, None), (7, "single")])
 def test_torchdatas_loader_goes_on_with_the_next_step(
     num_steps: int, packing: str | None, num_workers: int, roots: tuple[str, str]
@@ -49,7 +52,7 @@ def test_torchdatas_loader_goes_on_with_the_next_step(
     assert found == expected[num_steps:]
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize("num_workers", NUM_WORKERS[1:])
 def test_torchdatas_loader_may_be_stopped_again_and_again(num_workers: int, roots: tuple[str, str]) -> None:
     build = Build(roots, weights=(0.6, 0.4), packing="best-fit", window_bytes=1)
     expected = rows_by_step(build)
@@ -61,7 +64,7 @@ def test_torchdatas_loader_may_be_stopped_again_and_again(num_workers: int, root
     assert found == expected
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", NUM_WORKERS[1:3])
 @pytest.mark.parametrize("before", [None, 3])
 @pytest.mark.parametrize("num_steps", [0, 1, 4])
 def test_torchdatas_loader_with_workers_that_live_on_goes_on_in_a_later_epoch(
@@ -78,7 +81,7 @@ def test_torchdatas_loader_with_workers_that_live_on_goes_on_in_a_later_epoch(
     assert found == rows_by_step(replace(build, epoch=1))
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("num_workers", NUM_WORKERS)
 def test_torchdatas_loader_stopped_after_the_last_step_mixes_no_epochs(
     num_workers: int, roots: tuple[str, str]
 ) -> None:
