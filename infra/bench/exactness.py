@@ -4,7 +4,7 @@
 
 - against transformers' own extractor and model, one segment at a time, float32: codes that differ;
 - batched: segments padded to one length of the ladder, against each alone; beside it transformers' own padded batch;
-- long: one recording of LONG seconds, which wavemill chunks, against transformers over the whole of it;
+- long: one recording of --long seconds, which wavemill chunks, against transformers over the whole of it;
 - fast: codes that differ from exact's.
 
 Centroids of semantic tokenizers are k-means (K = 500) on their own features. `first flips` counts frames whose first
@@ -29,16 +29,16 @@ from wavemill.tokenizers.ladder import padded_length, rung_of
 from wavemill.tokenizers.registry import REGISTRY
 from wavemill.tokenizers.tokenizer import BatchTokenizer, Mode, Tokenizer
 
-LONG_S, FITTED_S, MAX_SEGMENT_S, BATCH = 75.0, 150.0, 12.0, 8
+MAX_SEGMENT_S, BATCH = 12.0, 8
 
 
-def measure(name: str, folder: Path, corpus: Path | None) -> dict[str, object]:
+def measure(name: str, folder: Path, corpus: Path | None, *, total_s: float, long_s: float) -> dict[str, object]:
     spec = REGISTRY[name].spec
     rate = spec.sample_rate
     make_weights(name, folder, small=False)
-    long_N = read_speech(corpus, rate, duration_s=LONG_S)
-    segments = read_recordings(corpus, rate, duration_s=100.0, each_s=MAX_SEGMENT_S)[:24]
-    fitted_on = read_speech(corpus, rate, duration_s=FITTED_S)
+    long_N = read_speech(corpus, rate, duration_s=long_s)
+    segments = read_recordings(corpus, rate, duration_s=total_s, each_s=MAX_SEGMENT_S)[:24]
+    fitted_on = read_speech(corpus, rate, duration_s=1.5 * total_s)
     tokenizer = open_published(name, folder, small=False, speech_N=fitted_on)
     with torch.inference_mode():
         alone = [tokenizer.encode(segment_N) for segment_N in segments]
@@ -108,14 +108,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", default=[name for name, entry in REGISTRY.items() if entry.weights])
     parser.add_argument("--corpus", type=Path)
+    parser.add_argument(
+        "--seconds", type=float, default=100.0, help="of segments; codebooks take 1.5 times that"
+    )
+    parser.add_argument("--long", type=float, default=75.0, help="seconds of the one long recording")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = {}
     for name in arguments.names:
         with tempfile.TemporaryDirectory() as folder:
-            results[name] = measure(name, Path(folder), arguments.corpus)
+            results[name] = measure(
+                name, Path(folder), arguments.corpus, total_s=arguments.seconds, long_s=arguments.long
+            )
         print(name, json.dumps(results[name], indent=1), flush=True)
-    print(json.dumps({"name": "exactness", "threads": 1, "long_s": LONG_S, "all": results}))
+    print(json.dumps({"name": "exactness", "threads": 1, "long_s": arguments.long, "all": results}))
 
 
 if __name__ == "__main__":

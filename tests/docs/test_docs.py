@@ -80,8 +80,9 @@ def test_what_the_docs_say_can_be_done(name: str, labelled: Path):
 
 @pytest.mark.slow
 def test_the_example_on_ray_train_runs(finished_root: Path, tmp_path: Path):
-    [code] = re.findall(r"<!-- run on Ray -->\n```py\n(.*?)```", (FOLDER / "training.md").read_text(), re.DOTALL)
-    (tmp_path / "train.py").write_text(f"ROOT = {str(finished_root)!r}\n{code}")
+    [code] = re.findall(r"<!-- run on Ray -->\n```py\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
+    assert '"/data/tokens"' in code
+    (tmp_path / "train.py").write_text(code.replace("/data/tokens", str(finished_root)))
     done = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "'loss'" in done.stdout.splitlines()[-1]
