@@ -108,9 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", default=[name for name, entry in REGISTRY.items() if entry.weights])
     parser.add_argument("--corpus", type=Path)
-    parser.add_argument(
-        "--seconds", type=float, default=100.0, help="of segments; codebooks take 1.5 times that"
-    )
+    parser.add_argument("--seconds", type=float, default=100.0, help="of segments; codebooks take 1.5 times that")
     parser.add_argument("--long", type=float, default=75.0, help="seconds of the one long recording")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
