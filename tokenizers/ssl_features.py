@@ -196,7 +196,7 @@ ENTRIES = tuple(
         (
             _Published("hubert-base", "facebook/hubert-base-ls960", 9, 12, "1.3 % of ids, random weights"),
             _Published("hubert-large", "facebook/hubert-large-ll60k", 18, 24, "1.2 % of ids, random weights"),
-            _Published("hubert-xlarge", "facebook/hubert-xlarge-ll60k", 36, 48),
+            _Published("hubert-xlarge", "facebook/hubert-xlarge-ll60k", 36, 48, "1.0 % of ids, random weights"),
             _Published("wavlm-base", "microsoft/wavlm-base", 9, 12, "1.1 % of ids, random weights"),
             _Published("wavlm-base-plus", "microsoft/wavlm-base-plus", 9, 12, "1.1 % of ids, random weights"),
             _Published("wavlm-large", "microsoft/wavlm-large", 18, 24, "1.3 % of ids, random weights"),
