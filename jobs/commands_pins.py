@@ -47,12 +47,15 @@ def pins(root: RootArgument, json_: JsonOption = False) -> None:
     from ..storage.root import Root
 
     place = Root(root)
-    found = {name: read_pin(place, name) for name in list_pins(place)}
+    found = {
+        name: {table: pinned.version for table, pinned in read_pin(place, name).items()} for name in list_pins(place)
+    }
     if json_:
         print_json(found)
-    for name, versions in {} if json_ else found.items():
+        return
+    for name, versions in found.items():
         print(f"{name}: {_told(versions)}")
-    if not found and not json_:
+    if not found:
         say(f"There are no pins in {place}.")
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ..tokenizers.spec import StreamSpec, UserError
 from .batches import PackedBatch, TokenBatch, packed_batch, token_batch
 from .order import Consumer, Mixture
-from .selection import Pack, Selection, one_of, require_same, select
+from .selection import Pack, Selection, one_of, require_same, select, whole
 from .stepping import Cursor, Step, Tail, steps
 from .windows import WindowReader
 
@@ -36,12 +36,10 @@ class _Feed(IterableDataset[TokenBatch | PackedBatch]):
         world_size: int | None,
         tail: str,
     ) -> None:
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; it must be 1 or more.")
         self._selections = selections
         self._weights = [float(weight) for weight in weights]
         self._mixture = Mixture(self._weights)
-        self._batch_size = batch_size
+        self._batch_size = whole(batch_size, "batch_size", least=1)
         self._tail = one_of(Tail, tail, "tail")
         self._rank, self._world_size = _ranks(rank, world_size)
         # whether an iteration has begun here, slot and cursors: shared with workers that live from epoch to epoch

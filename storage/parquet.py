@@ -9,6 +9,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 import pyarrow as pa
@@ -69,9 +70,9 @@ def read_parquet(root: Root, relative: str, *, schema: pa.Schema, columns: list[
         content = root.read_bytes(relative)
         if content[:4] != _MAGIC:
             raise pa.ArrowInvalid("it does not begin as a Parquet file")
-    file = ParquetShard(root, relative, len(content), schema=schema, content=content)
-    file.require_whole()
-    return file.read(columns if columns is not None else schema.names)
+    return ParquetShard(root, relative, len(content), schema=schema, content=content).read(
+        columns if columns is not None else schema.names
+    )
 
 
 class ParquetShard:
@@ -92,26 +93,26 @@ class ParquetShard:
     def read(self, columns: Sequence[str]) -> pa.Table:
         """These columns, in the types of the schema."""
         with _told(self._root, self._relative):
-            wanted = [self._chunks[group, name] for group in range(self._metadata.num_row_groups) for name in columns]
-            sparse = np.zeros(self._size, dtype=np.uint8)  # pages that are not written to take no memory
-            for (begin, end, expected), chunk in zip(wanted, self._ranges(wanted), strict=True):
-                if _hash(chunk) != expected:
-                    raise pa.ArrowInvalid(f"bytes {begin:,} to {end:,} are not those that were written")
-                sparse[begin:end] = np.frombuffer(chunk, dtype=np.uint8)
             file = pq.ParquetFile(
-                pa.BufferReader(pa.py_buffer(sparse)), metadata=self._metadata, page_checksum_verification=True
+                pa.BufferReader(self._checked(columns)), metadata=self._metadata, page_checksum_verification=True
             )
             # on one thread: with PyTorch loaded, pyarrow's own threads may abort the process at its exit
             table = file.read(columns=list(columns), use_threads=False)
         return table.cast(pa.schema([self._schema.field(name) for name in columns]))
 
-    def require_whole(self) -> None:
-        """Compare all columns with their hashes."""
-        with _told(self._root, self._relative):
-            chunks = list(self._chunks.values())
-            for (begin, end, expected), chunk in zip(chunks, self._ranges(chunks), strict=True):
-                if _hash(chunk) != expected:
-                    raise pa.ArrowInvalid(f"bytes {begin:,} to {end:,} are not those that were written")
+    def _checked(self, columns: Sequence[str]) -> pa.Buffer:
+        """The file with these columns in it, compared with their hashes; all of it, where its content is at hand."""
+        groups = range(self._metadata.num_row_groups)
+        whole = self._content is not None
+        chunks = list(self._chunks.values()) if whole else [self._chunks[key] for key in product(groups, columns)]
+        sparse = None if whole else np.zeros(self._size, dtype=np.uint8)  # pages not written to take no memory
+        ranges = [(begin, end) for begin, end, _ in chunks]
+        for (begin, end, expected), chunk in zip(chunks, self._read(ranges), strict=True):
+            if _hash(chunk) != expected:
+                raise pa.ArrowInvalid(f"bytes {begin:,} to {end:,} are not those that were written")
+            if sparse is not None:
+                sparse[begin:end] = np.frombuffer(chunk, dtype=np.uint8)
+        return pa.py_buffer(self._content if sparse is None else sparse)
 
     @cached_property
     def _footer(self) -> bytes:
@@ -143,9 +144,6 @@ class ParquetShard:
             key: (begin, end, hashes[index * _HASH_DIGITS : (index + 1) * _HASH_DIGITS])
             for index, (key, (begin, end)) in enumerate(ranges.items())
         }
-
-    def _ranges(self, chunks: Sequence[tuple[int, int, str]]) -> list[bytes]:
-        return self._read([(begin, end) for begin, end, _ in chunks])
 
     def _read(self, ranges: list[tuple[int, int]]) -> list[bytes]:
         if self._content is not None:

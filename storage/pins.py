@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +12,14 @@ from .root import Root
 from .schema import require_stream_name
 
 PINS = "pins"
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """A snapshot of a table: which version, and of which table, should another one stand in its place."""
+
+    version: int
+    table_id: str
 
 
 def pin(root: Root, name: str, versions: Mapping[str, int] | None = None) -> dict[str, int]:
@@ -47,15 +56,9 @@ def list_pins(root: Root) -> list[str]:
     return [file.removesuffix(".json") for file in root.list(PINS) if file.endswith(".json")]
 
 
-def read_pin(root: Root, name: str) -> dict[str, int]:
-    """Versions by stream, and of the corpus. Raises `UserError` if there is no such pin."""
-    return {key: table["version"] for key, table in _read(root, name)["tables"].items()}
-
-
-def pinned_versions(root: Root, table: str) -> set[int]:
-    """All versions of a stream, or of the corpus, that a pin names."""
-    found = (read_pin(root, name) for name in list_pins(root))
-    return {versions[table] for versions in found if table in versions}
+def read_pin(root: Root, name: str) -> dict[str, Pinned]:
+    """Snapshots by stream, and that of the corpus. Raises `UserError` if there is no such pin."""
+    return {key: Pinned(table["version"], table["table"]) for key, table in _read(root, name)["tables"].items()}
 
 
 def _read(root: Root, name: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import operator
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,9 @@ from numpy.typing import NDArray
 
 from ..tokenizers.spec import StreamSpec, UserError, did_you_mean
 from .codes import open_corpus, open_stream, stream_spec
-from .layouts import largest_vocabulary
+from .layouts import Layout, largest_vocabulary
 from .packing import PackingMethod
-from .pins import read_pin
+from .pins import Pinned, read_pin
 from .root import Root
 from .schema import CORPUS_SCHEMA
 from .table import Snapshot
@@ -33,7 +32,7 @@ class Pack:
     refused. See `PackingMethod` for the ways to share sequences.
     """
 
-    layout: Any
+    layout: Layout
     length: int
     method: PackingMethod = PackingMethod.CONCATENATE
     vocab_size: int | None = None
@@ -82,7 +81,7 @@ class Selection:
             "codebooks": self.num_codebooks,
             "shuffle": self.shuffle,
             "window_bytes": self.window_bytes,
-            "where": None if self.where is None else pickle.dumps(self.where, protocol=4).hex(),
+            "where": None if self.where is None else bytes(self.where.to_substrait(CORPUS_SCHEMA)).hex(),
             "pack": self.pack and [_layout_name(self.pack.layout), self.pack.length, self.pack.method],
             "tables": {name: snapshot.table_id for name, snapshot in self.streams.items()},
         }
@@ -113,16 +112,17 @@ def select(
     wanted = dict(streams) if isinstance(streams, Mapping) else dict.fromkeys(streams)
     if not wanted:
         raise UserError("Name at least one stream to read.")
-    seed, window_bytes = _whole(seed, "seed", least=0), _whole(window_bytes, "window_bytes", least=1)
+    seed, window_bytes = whole(seed, "seed", least=0), whole(window_bytes, "window_bytes", least=1)
     place = Root(root)
     if pin is not None and versions:
         raise UserError("Both versions and a pin are given: leave out one of them.")
-    if pin is not None:
-        versions = {name: version for name, version in read_pin(place, pin).items() if name in (*wanted, "corpus")}
-    else:
+    tables = read_pin(place, pin) if pin is not None else {}
+    if pin is None:
         _require_known(versions or {}, wanted, where)
-    pinned = dict(versions or {})
+    pinned = {name: table.version for name, table in tables.items()} if tables else dict(versions or {})
     snapshots = {name: open_stream(place, name, version=pinned.get(name)) for name in wanted}
+    if pin is not None:
+        _require_pinned(pin, tables, snapshots)
     _require_same_corpus(snapshots)
     _require_same_shards(snapshots)
     selection = Selection(
@@ -154,6 +154,20 @@ def _books(name: str, snapshot: Snapshot, count: int | None) -> int:
     if not 1 <= count <= there:
         raise UserError(f"Stream {name!r} has {there} codebooks; {count} were asked for.")
     return int(count)
+
+
+def _require_pinned(pin: str, tables: Mapping[str, Pinned], snapshots: Mapping[str, Snapshot]) -> None:
+    """Raise `UserError` for streams that the pin does not name, or that were made anew since."""
+    for name, snapshot in snapshots.items():
+        if name not in tables:
+            raise UserError(
+                f"Pin {pin!r} names no stream {name!r}; it names {', '.join(tables)}. Pin again under another name."
+            )
+        if snapshot.table_id != tables[name].table_id:
+            raise UserError(
+                f"Stream {name!r} is another table than the one that pin {pin!r} names: it was made anew since. Pin "
+                "again under another name."
+            )
 
 
 def _require_same_shards(snapshots: Mapping[str, Snapshot]) -> None:
@@ -240,6 +254,7 @@ def _expression(where: Any) -> Any:
     try:
         expression = where if isinstance(where, arrow_dataset.Expression) else pq.filters_to_expression(where)
         found = arrow_dataset.dataset(CORPUS_SCHEMA.empty_table()).to_table(columns={"taken": expression})
+        expression.to_substrait(CORPUS_SCHEMA)  # what tells filters apart in states
     except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
         told = (str(error).splitlines() or [""])[0]
         raise UserError(
@@ -257,17 +272,19 @@ def _require_known(versions: Mapping[str, int], wanted: Mapping[str, Any], where
         raise UserError(f"A version is pinned for {stray[0]!r}, but the streams to read are {', '.join(there)}.")
 
 
-def _whole(value: Any, what: str, *, least: int) -> int:
+def whole(value: Any, what: str, *, least: int) -> int:
+    """A whole number that was given. Raises `UserError`."""
     try:
-        whole = operator.index(value)  # NumPy's integers, too
+        number = operator.index(value)  # NumPy's integers, too
     except TypeError as error:
         raise UserError(f"{what} is {value!r}; expected a whole number.") from error
-    if whole < least:
-        raise UserError(f"{what} is {whole}; it must be {least} or more.")
-    return whole
+    if number < least:
+        raise UserError(f"{what} is {number}; it must be {least} or more.")
+    return number
 
 
 def one_of(kind: Any, name: str, what: str) -> Any:
+    """The member of an enumeration that was named. Raises `UserError`."""
     try:
         return kind(name)
     except ValueError as error:
@@ -297,6 +314,7 @@ def _simple(value: Any) -> Any:
 
 
 def require_same(ours: dict[str, Any], theirs: dict[str, Any], part: int) -> None:
+    """Raise `UserError` if two identities differ: the state of one is no state of the other."""
     which = f"Dataset {part} of the mixture" if part else "The dataset"
     if theirs.get("versions") != ours["versions"]:
         raise UserError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..tokenizers.spec import UserError
 from .codes import CORPUS, list_streams, stream_folder
-from .pins import pinned_versions
+from .pins import list_pins, read_pin
 from .root import Root
 from .table import is_shard_file, read_snapshot
 
@@ -32,10 +32,11 @@ def vacuum(root: Root, *, older_than_h: float, dry_run: bool) -> list[Leftover]:
             "for."
         )
     tables = [(CORPUS, CORPUS), *((name, stream_folder(name)) for name in list_streams(root))]
+    pins = [read_pin(root, name) for name in list_pins(root)]
     limit = time.time() - older_than_h * 3600
     found = []
     for name, folder in tables:
-        needed = _needed(root, name, folder)
+        needed = _needed(root, name, folder, {pin[name].version for pin in pins if name in pin})
         for file, size_bytes, written in root.list_files(folder):
             if is_shard_file(file) and file not in needed and written < limit:
                 found.append(Leftover(f"{folder}/{file}", size_bytes))
@@ -45,10 +46,10 @@ def vacuum(root: Root, *, older_than_h: float, dry_run: bool) -> list[Leftover]:
     return found
 
 
-def _needed(root: Root, name: str, folder: str) -> set[str]:
-    """Files of the newest and of all pinned snapshots of a table."""
+def _needed(root: Root, name: str, folder: str, pinned: set[int]) -> set[str]:
+    """Files of the newest and of the pinned versions of a table."""
     newest = read_snapshot(root, folder)
     if newest is None:
         raise UserError(f"There is no {name} in {root}: name the root of a dataset.")
-    snapshots = [newest, *(read_snapshot(root, folder, version=version) for version in pinned_versions(root, name))]
+    snapshots = [newest, *(read_snapshot(root, folder, version=version) for version in sorted(pinned))]
     return {file.file_name for snapshot in snapshots if snapshot is not None for file in snapshot.files.values()}

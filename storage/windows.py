@@ -113,7 +113,8 @@ class Lane:
     def _lay(self, codes: _Codes) -> list[NDArray[np.integer]]:
         """Tokens of each taken segment of a shard, laid out all at once."""
         assert self._selection.pack is not None
-        layout: PlannedLayout = self._selection.pack.layout
+        layout = self._selection.pack.layout
+        assert isinstance(layout, PlannedLayout)
         stream, per_frame = layout.stream, layout.tokens_per_frame(self._selection.num_codebooks[layout.stream])
         tokens = layout.lay(codes.books[stream], self._selection.specs[stream])
         begins = codes.begins_N[stream] * per_frame
@@ -270,7 +271,8 @@ def token_counts(selection: Selection, part: _Rows) -> Ints:
     assert selection.pack is not None
     if part.laid_out is not None:
         return np.array([len(tokens) for tokens in part.laid_out], dtype=np.int64)
-    layout: PlannedLayout = selection.pack.layout
+    layout = selection.pack.layout
+    assert isinstance(layout, PlannedLayout)
     return part.frames_N[layout.stream] * layout.tokens_per_frame(selection.num_codebooks[layout.stream])
 
 

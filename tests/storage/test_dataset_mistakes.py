@@ -126,7 +126,8 @@ def test_a_slip_in_an_argument_is_one_sentence(finished_root: Path, options: Any
 def test_a_rank_is_not_guessed_under_torchrun(finished_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     refuse(lambda: TokenDataset(str(finished_root), ["semantic"]), "WORLD_SIZE is 4", "init_process_group")
-    assert TokenDataset(str(finished_root), ["semantic"], rank=1, world_size=4) is not None
+    told = TokenDataset(str(finished_root), ["semantic"], batch_size=4, rank=1, world_size=4)
+    assert len(next(iter(told)).ids) == 4
 
 
 def test_datasets_that_do_not_fit_together_are_not_mixed(finished_root: Path) -> None:
