@@ -7,10 +7,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import fsspec
+from uuid import uuid4
 
 from ..tokenizers.spec import UserError
+from .stores import StoreTrouble, has_scheme, open_store, store_errors
 
 _NEAR_BYTES = 16_384  # ranges this near to each other are one request
 
@@ -20,16 +20,13 @@ class Root:
 
     def __init__(self, uri: str | Path) -> None:
         text = str(uri)
-        self.is_local = "://" not in text or text.startswith("file://")
+        self.is_local = not has_scheme(text) or text.startswith("file://")
         if self.is_local:
             text = os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
         self.uri = text.rstrip("/") or "/"
         if "%" in self.uri:
             raise UserError(f"The root {self.uri} holds a %, which table names cannot; name another folder.")
-        try:
-            self._fs, self._path = fsspec.core.url_to_fs(self.uri)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"The root {self.uri} cannot be opened: {error}.") from error
+        self._fs, self._path = open_store(self.uri)
 
     def __str__(self) -> str:
         return self.uri
@@ -40,7 +37,8 @@ class Root:
 
     def read_bytes(self, relative: str) -> bytes:
         """A file's content. Raises `FileNotFoundError`."""
-        return self._fs.cat_file(f"{self._path}/{relative}")
+        with store_errors(self.join(relative)):
+            return self._fs.cat_file(f"{self._path}/{relative}")
 
     def read_ranges(self, relative: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Bytes `[begin, end)` of a file for each range, near ones by one request. Raises `FileNotFoundError`.
@@ -54,7 +52,8 @@ class Root:
                 blocks = [os.pread(file.fileno(), end - begin, begin) for begin, end in joined]
         else:
             begins, ends = [begin for begin, _ in joined], [end for _, end in joined]
-            blocks = self._fs.cat_ranges([path] * len(joined), begins, ends, on_error="raise")
+            with store_errors(self.join(relative)):
+                blocks = self._fs.cat_ranges([path] * len(joined), begins, ends, on_error="raise")
         found = []
         for begin, end in ranges:
             index = bisect_right(joined, (begin, sys.maxsize)) - 1
@@ -66,12 +65,14 @@ class Root:
         return found
 
     def exists(self, relative: str) -> bool:
-        return self._fs.exists(f"{self._path}/{relative}")
+        with store_errors(self.join(relative)):
+            return self._fs.exists(f"{self._path}/{relative}")
 
     def list_files(self, relative: str) -> list[tuple[str, int, float]]:
         """Name, bytes and time of writing (seconds since 1970) of the files directly below a folder, by name."""
         try:
-            entries = self._fs.ls(f"{self._path}/{relative}", detail=True, refresh=True)
+            with store_errors(self.join(relative)):
+                entries = self._fs.ls(f"{self._path}/{relative}", detail=True, refresh=True)
         except FileNotFoundError:
             return []
         files = [entry for entry in entries if entry["type"] == "file"]
@@ -80,24 +81,28 @@ class Root:
     def list(self, relative: str) -> list[str]:
         """Names directly below a folder, sorted; empty if there is no such folder."""
         try:
-            entries = self._fs.ls(f"{self._path}/{relative}", detail=False)
+            with store_errors(self.join(relative)):
+                entries = self._fs.ls(f"{self._path}/{relative}", detail=False)
         except FileNotFoundError:
             return []
         return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in entries)
 
     def modified(self, relative: str) -> float:
         """When a file was written, in seconds since 1970. Raises `FileNotFoundError`."""
-        return self._fs.modified(f"{self._path}/{relative}").timestamp()
+        with store_errors(self.join(relative)):
+            return self._fs.modified(f"{self._path}/{relative}").timestamp()
 
     def remove(self, relative: str) -> None:
         """Delete a file. Raises `FileNotFoundError`."""
-        self._fs.rm_file(f"{self._path}/{relative}")
+        with store_errors(self.join(relative)):
+            self._fs.rm_file(f"{self._path}/{relative}")
 
     def write_bytes(self, relative: str, content: bytes) -> None:
         """Put a whole file in place, or nothing: on a disk through a synced temporary file beside it."""
         target = f"{self._path}/{relative}"
         if not self.is_local:
-            self._fs.pipe_file(target, content)
+            with store_errors(self.join(relative)):
+                self._fs.pipe_file(target, content)
             return
         folder, name = os.path.split(target)
         os.makedirs(folder, exist_ok=True)
@@ -116,6 +121,7 @@ class Root:
     def require_writable(self) -> None:
         """Raise `UserError` if nothing can be written here."""
         if not self.is_local:
+            self._require_store_writable()
             return
         try:
             os.makedirs(self._path, exist_ok=True)
@@ -126,6 +132,15 @@ class Root:
             raise UserError(
                 f"Cannot write to the root {self.uri}: {found}. Name a folder that you may write to."
             ) from error
+
+    def _require_store_writable(self) -> None:
+        trial = f"tmp/writable-{uuid4().hex}"
+        try:
+            self.write_bytes(trial, b"")
+            self.remove(trial)
+        except (StoreTrouble, FileNotFoundError) as error:
+            told = str(error) if isinstance(error, StoreTrouble) else f"There is no such bucket: {self.uri}."
+            raise UserError(f"Cannot write to the root {self.uri}. {told}") from error
 
 
 def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

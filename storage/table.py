@@ -23,6 +23,7 @@ from .failpoints import failpoint
 from .parquet import parquet_bytes, shard_file_name
 from .root import Root
 from .schema import FORMAT_VERSION
+from .stores import redacted, table_options
 
 _SHARD_FILE = re.compile(r"shard-(\d{6,})-[0-9a-f]{16}\.parquet")
 _COMMIT_ATTEMPTS = 5
@@ -98,13 +99,13 @@ def read_snapshot(root: Root, folder: str, *, version: int | None = None) -> Sna
     Raises `UserError` for a table or version this wavemill cannot read.
     """
     try:
-        table = DeltaTable(root.join(folder))
+        table = _open(root, folder)
         if version is not None:
             if version > (newest := table.version()):
                 raise UserError(f"Cannot open {root.join(folder)} at version {version}: the newest is {newest}.")
             table.load_as_version(version)
     except TableNotFoundError as error:
-        if version is None or not DeltaTable.is_deltatable(root.join(folder)):
+        if version is None or not _is_table(root, folder):
             return None
         raise UserError(f"{root.join(folder)} has no version {version} any more, or never had.") from error
     except (DeltaError, OSError, OverflowError) as error:
@@ -123,11 +124,12 @@ def create_table(root: Root, folder: str, *, schema: pa.Schema, metadata: dict[s
             name=folder,
             description=json.dumps({"wavemill": FORMAT_VERSION, **metadata}, sort_keys=True),
             configuration=_KEEP_HISTORY,
+            storage_options=table_options(root.uri),
             # tried again after a lost race, a creation would replace the winner's table with ours
             commit_properties=CommitProperties(max_commit_retries=0),
         )
     except DeltaError:
-        if not DeltaTable.is_deltatable(root.join(folder)):
+        if not _is_table(root, folder):
             raise
     snapshot = read_snapshot(root, folder)
     assert snapshot is not None
@@ -230,7 +232,15 @@ class TableWriter:
         )
 
     def _open(self) -> DeltaTable:
-        return DeltaTable(self._root.join(self._folder))
+        return _open(self._root, self._folder)
+
+
+def _open(root: Root, folder: str) -> DeltaTable:
+    return DeltaTable(root.join(folder), storage_options=table_options(root.uri))
+
+
+def _is_table(root: Root, folder: str) -> bool:
+    return DeltaTable.is_deltatable(root.join(folder), storage_options=table_options(root.uri))
 
 
 def _snapshot(root: Root, folder: str, table: DeltaTable) -> Snapshot:
@@ -297,7 +307,7 @@ def _advice(root: Root) -> str:
 
 def reason(error: Exception) -> str:
     """What went wrong, in one line: the system's words, or the last cause in the chain that delta-rs draws."""
-    told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    told = getattr(error, "strerror", None) or redacted(str(error)) or type(error).__name__
     lines = [_ANSI.sub("", line).strip(" .") for line in re.split(r"\n|\u21b3", told)]
     lines = [line for line in lines if line] or [type(error).__name__]
     return lines[-1] if "\u21b3" in told else lines[0]
