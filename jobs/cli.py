@@ -1,7 +1,6 @@
 """The command line. Heavy imports happen inside commands, so that `--help` answers at once."""
 
 import os
-import signal
 import sys
 import traceback
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import typer
 from ..tokenizers.spec import RunFailed, UserError
 from . import commands_corpus, commands_look, commands_pins, commands_setup, commands_tokenizers, commands_tokens
 from .console import app, fail, say
+from .interrupts import Interrupted, handle_interrupts
 
 # importing these puts their commands on `app`
 COMMANDS = (commands_setup, commands_corpus, commands_tokenizers, commands_tokens, commands_look, commands_pins)
@@ -29,10 +29,9 @@ class _Asked:
 def main() -> None:
     """Run the command line.
 
-    Exit status 0 done, 1 the run or the data failed, 2 a mistake, 70 a bug in wavemill, 130 interrupted.
+    Exit status 0 done, 1 the run or the data failed, 2 a mistake, 70 a bug in wavemill, 130 interrupted, 143 preempted.
     """
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+    handle_interrupts()
     asked = _Asked()
     try:
         sys.exit(app(prog_name="wavemill", standalone_mode=False, obj=asked))
@@ -42,9 +41,9 @@ def main() -> None:
         fail(error, status=2)
     except RunFailed as error:
         fail(error, status=1)
-    except _Interrupted:
-        say("Stopped. What was committed stays; the same command goes on from there.")
-        sys.exit(130)
+    except Interrupted as interrupted:
+        say(interrupted.words)
+        sys.exit(interrupted.status)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -102,14 +101,6 @@ def _failure(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
     advice = "free some space and " if "No space left" in told else ""
     return f"{told}{where}. What was committed stays; {advice}run the command again."
-
-
-class _Interrupted(BaseException):
-    """Ctrl-C or SIGTERM. Not KeyboardInterrupt, for which Typer has words of its own."""
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise _Interrupted
 
 
 if __name__ == "__main__":

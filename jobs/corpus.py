@@ -17,6 +17,7 @@ from ..pipelines.segments import Row
 from ..pipelines.sources import open_source
 from ..pipelines.vad import require_vad_model, vad_model
 from ..storage.codes import CORPUS
+from ..storage.drivers import SoleDriver
 from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
 from ..storage.table import Receipt, Snapshot, TableWriter, create_table, read_snapshot, write_shard
@@ -54,6 +55,7 @@ def build_corpus(
     separate: str | None = None,
     decoder: DecoderSettings | None = None,
     on_shard: Callable[[pa.Table], None] = lambda table: None,
+    on_warning: Callable[[str], None] = lambda warning: None,
 ) -> BuildResult:
     """Add what is new in the sources to the corpus of `root`, creating it first if need be.
 
@@ -85,18 +87,19 @@ def build_corpus(
     root.require_writable()
     if separator is not None:
         root.write_bytes(f"{SEPARATORS}/{separator.sha256}.safetensors", separator.to_bytes())
-    writer = _writer(root, policy, snapshot)
-    pending: list[Receipt] = []
     num_shards = 0
-    first = max(writer.snapshot.files, default=-1) + 1
-    for table in shards(_chain(first_row, rows), first=first, shard_hours=shard_hours):
-        pending.append(write_shard(root, CORPUS, table["shard"][0].as_py(), table))
-        num_shards += 1
-        on_shard(table)
-        if len(pending) >= _COMMIT_EVERY_SHARDS:
-            writer.commit(pending)
-            pending = []
-    writer.commit(pending)
+    with SoleDriver(root, [CORPUS], on_warning=on_warning):
+        writer = _writer(root, policy, snapshot)
+        pending: list[Receipt] = []
+        first = max(writer.snapshot.files, default=-1) + 1
+        for table in shards(_chain(first_row, rows), first=first, shard_hours=shard_hours):
+            pending.append(write_shard(root, CORPUS, table["shard"][0].as_py(), table))
+            num_shards += 1
+            on_shard(table)
+            if len(pending) >= _COMMIT_EVERY_SHARDS:
+                writer.commit(pending)
+                pending = []
+        writer.commit(pending)
     return BuildResult(counts, _skipped(sources), num_shards)
 
 

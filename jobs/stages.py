@@ -62,6 +62,7 @@ def build_stage(
             separate=separate,
             decoder=decoder,
             on_shard=on_shard,
+            on_warning=say,
         )
     counts = result.counts
     if result.skipped:
@@ -182,6 +183,7 @@ def tokenize_stage(
             on_report=lambda report: progress.advance(
                 segments=report.num_segments, audio_s=report.duration_s, errors=report.num_errors
             ),
+            on_warning=say,
         )
     if not summary.shards:
         say(f"Nothing to do: every segment of the corpus has its row in {root}.")

@@ -6,6 +6,7 @@ The tables say what is done: a shard whose file a stream's table names. So runni
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..pipelines.streams import (
 )
 from ..pipelines.tokenize import ShardReport, ShardTask, Work, WorkerAbout
 from ..storage.codes import open_corpus
+from ..storage.drivers import SoleDriver
 from ..storage.failpoints import failpoint
 from ..storage.root import Root
 from ..storage.schema import stream_schema
@@ -31,6 +33,7 @@ from ..tokenizers.ladder import BATCH_SECONDS
 from ..tokenizers.spec import RunFailed, StreamSpec
 from ..tokenizers.tokenizer import Mode, fingerprint_hash
 from .engine import Engine
+from .interrupts import Interrupted
 
 _COMMIT_EVERY_S = 5.0
 _COMMIT_EVERY_SHARDS = 64
@@ -86,11 +89,13 @@ def tokenize(
     options: TokenizeOptions,
     on_start: Callable[[int], None] = lambda segments: None,
     on_report: Callable[[ShardReport], None] = lambda report: None,
+    on_warning: Callable[[str], None] = lambda warning: None,
 ) -> Summary:
     """Tokenize what the newest corpus snapshot has and the streams lack. Returns once every segment has its row.
 
     Raises `UserError` before anything is written if the streams do not fit, `StreamTaken` if another run takes one
-    over, `RunFailed` if the share of errors passes the limit or shards are lost. What was committed stays.
+    over, `RunFailed` if the share of errors passes the limit or shards are lost. What was committed stays. On
+    `Interrupted` the shards that are done are committed first.
     """
     corpus = open_corpus(root)
     require_named(root, corpus, "source", options.source_roots, flag="--source")
@@ -122,21 +127,22 @@ def tokenize(
         batch_seconds=options.batches(),
     )
     started = time.monotonic()
-    running = engine()
-    try:
+    with SoleDriver(root, [stream.folder for stream in streams], on_warning=on_warning), closing(engine()) as running:
         about = running.start(work, len(tasks))
         _require_fingerprints(about.fingerprints, fingerprints)
         run = _Run(root, streams, snapshots, corpus, about, options)
-        for report in running.run(tasks):
-            failpoint("receipt-received")
-            _require_fingerprints(report.fingerprints, fingerprints)
-            summary.add(report)
-            run.take(report)
-            on_report(report)
+        try:
+            for report in running.run(tasks):
+                failpoint("receipt-received")
+                _require_fingerprints(report.fingerprints, fingerprints)
+                summary.add(report)
+                run.take(report)
+                on_report(report)
+        except Interrupted:
+            run.commit()  # what is done; what workers have in hand is dropped
+            raise
         run.finish()
         summary.commit_s = run.commit_s
-    finally:
-        running.close()
     summary.wall_s = time.monotonic() - started
     return summary
 
@@ -192,15 +198,16 @@ class _Run:
             )
         waited = time.monotonic() - self._last_commit
         if waited >= _COMMIT_EVERY_S or len(self._pending) >= _COMMIT_EVERY_SHARDS:
-            self._commit()
+            self.commit()
 
     def finish(self) -> None:
         """Commit what is left and check that every segment of the corpus has its row in every stream."""
-        self._commit()
+        self.commit()
         for name, writer in self._writers.items():
             _require_complete(name, writer.snapshot, self._corpus)
 
-    def _commit(self) -> None:
+    def commit(self) -> None:
+        """Commit what is pending."""
         started = time.monotonic()
         for name, writer in self._writers.items():
             receipts = [report.receipts[name] for report in self._pending if name in report.receipts]

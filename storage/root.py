@@ -118,6 +118,16 @@ class Root:
             Path(temporary).unlink(missing_ok=True)
             raise
 
+    def create(self, relative: str, content: bytes) -> bool:
+        """Put an object where there is none; False if there is one already."""
+        path = f"{self._path}/{relative}"
+        try:
+            with store_errors(self.join(relative)):
+                self._fs.pipe_file(path, content, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
     def require_writable(self) -> None:
         """Raise `UserError` if nothing can be written here."""
         if not self.is_local:

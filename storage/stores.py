@@ -121,6 +121,14 @@ def table_options(uri: str) -> dict[str, str]:
     return options
 
 
+def creation_is_known_atomic(uri: str) -> bool:
+    """Whether the store is one whose makers promise that of several who create an object at once one succeeds.
+
+    Amazon S3 (since 2024), Google and Azure do. For others, see `drivers.race_creation`.
+    """
+    return not uri.lower().startswith("s3://") or s3_settings().endpoint is None
+
+
 def s3_settings() -> S3Settings:
     """What botocore, and fsspec's own configuration (FSSPEC_S3_KEY, FSSPEC_S3_ANON ...), say of S3.
 
@@ -156,17 +164,20 @@ def s3_settings() -> S3Settings:
 
 @contextmanager
 def store_errors(uri: str) -> Iterator[None]:
-    """What a store refuses or cannot do, as `StoreTrouble` in one sentence; `FileNotFoundError` is raised as it is.
+    """What a store refuses or cannot do, as `StoreTrouble` in one sentence.
 
-    For a local path nothing is changed.
+    That an object is missing or there already is raised as `FileNotFoundError` and `FileExistsError`, in every store;
+    for a local path nothing is changed.
     """
     try:
         yield
-    except (FileNotFoundError, EOFError):
+    except (FileNotFoundError, FileExistsError, EOFError):
         raise
     except Exception as error:
         if not is_remote(uri) or isinstance(error, (UserError, RunFailed)):
             raise
+        if _status(error) in (409, 412):  # botocore's answers to conditional creation are of no kind of their own
+            raise FileExistsError(uri) from error
         told = redacted(" ".join(str(error).split()).strip(" .") or type(error).__name__)[:300]
         raise StoreTrouble(f"{uri}: the store failed: {told}. {_advice(error)}") from error
 
@@ -213,5 +224,14 @@ def _retry_server_errors() -> None:
 
 
 def _is_server_error(error: Exception) -> bool:
-    response = getattr(error, "response", None) or {}
-    return response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+    return _status(error) >= 500
+
+
+def _status(error: BaseException | None) -> int:
+    """The HTTP status of the answer behind an error, or 0."""
+    while error is not None:
+        response = getattr(error, "response", None) or {}
+        if isinstance(response, dict) and "ResponseMetadata" in response:
+            return response["ResponseMetadata"].get("HTTPStatusCode", 0)
+        error = error.__cause__
+    return 0

@@ -175,10 +175,20 @@ def test_of_two_drivers_one_stops_with_a_sentence_and_the_other_finishes(
 
 
 @pytest.mark.parametrize(
-    ("engine", "number"), [("inline", signal.SIGINT), pytest.param("ray", signal.SIGTERM, marks=pytest.mark.slow)]
+    ("engine", "number", "words"),
+    [
+        ("inline", signal.SIGINT, "Stopped."),
+        ("inline", signal.SIGTERM, "Preempted (SIGTERM)."),
+        pytest.param("ray", signal.SIGTERM, "Preempted (SIGTERM).", marks=pytest.mark.slow),
+    ],
 )
-def test_an_interrupted_run_says_so_and_the_same_command_goes_on(
-    engine: str, number: signal.Signals, fitted_root: Path, finished_root: Path, copy_root: Callable[[Path], Path]
+def test_an_interrupted_run_commits_what_is_done_and_the_same_command_goes_on(
+    engine: str,
+    number: signal.Signals,
+    words: str,
+    fitted_root: Path,
+    finished_root: Path,
+    copy_root: Callable[[Path], Path],
 ):
     root = copy_root(fitted_root)
     process = tokenize_process(root, "--engine", engine, failpoints="receipt-received=sleep:30@2")
@@ -187,8 +197,9 @@ def test_an_interrupted_run_says_so_and_the_same_command_goes_on(
         time.sleep(0.05)
     os.kill(process.pid, number)
     status, _, said = finish(process)
-    assert status == 130
-    assert "Stopped." in said
+    assert status == 128 + number
+    assert words in said
     assert "Traceback" not in said
+    assert len(committed(root)["semantic"]) >= 1, "what was done was not committed"
     tokenize(Root(root), STREAMS, InlineEngine, TokenizeOptions())
     assert committed(root) == committed(finished_root)
