@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..tokenizers.spec import RunFailed, UserError
-from .doctor_root import Check, Status, check_root
+from .checks import Check, Status
+from .doctor_root import check_root
 
 _GB = 10**9
 _LEAST_PYTHON = (3, 11)

@@ -7,34 +7,19 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
 from ..storage.table import DeltaError, create_table
-from ..tokenizers.spec import UserError
-
-Status = Literal["ok", "warn", "fail"]
+from ..tokenizers.spec import RunFailed, UserError
+from .checks import Check
+from .doctor_store import check_store
 
 _GB = 10**9
 _RACERS = 8
 _ROUNDS = 20
 _MAX_SKEW_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at: what was found and, unless all is well, what to do."""
-
-    name: str
-    status: Status
-    found: str
-    advice: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        return asdict(self)
 
 
 def check_root(uri: str) -> list[Check]:
@@ -44,8 +29,7 @@ def check_root(uri: str) -> list[Check]:
     except UserError as error:
         return [Check("root", "fail", uri, str(error))]
     if not root.is_local:
-        advice = "Build a small corpus there to see whether it may be written to and refuses a second writer."
-        return [Check("root", "warn", f"{root} is not on this machine and is not checked yet", advice)]
+        return check_store(root, check_table)
     place = Path(root.uri)
     above = next(folder for folder in (place, *place.parents) if os.path.lexists(folder))
     if not above.is_dir():
@@ -58,7 +42,7 @@ def check_root(uri: str) -> list[Check]:
                 check_space(above),
                 check_replace(trial),
                 check_exclusive(trial),
-                check_table(trial),
+                check_table(Root(trial)),
                 check_clock_skew(trial),
             ]
     except OSError as error:
@@ -134,9 +118,8 @@ def check_exclusive(folder: Path) -> Check:
     return Check("root's commits", "ok", told)
 
 
-def check_table(folder: Path) -> Check:
+def check_table(root: Root) -> Check:
     """Several who create one table at once all get the same table."""
-    root = Root(folder)
     barrier = threading.Barrier(4)
 
     def create(_: int) -> str:
@@ -146,7 +129,7 @@ def check_table(folder: Path) -> Check:
     try:
         with ThreadPoolExecutor(4) as pool:
             ids = set(pool.map(create, range(4)))
-    except (DeltaError, UserError, OSError) as error:
+    except (DeltaError, UserError, RunFailed, OSError) as error:
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Check("root's tables", "fail", f"a Delta table cannot be created: {told}", "Name another root.")
     if len(ids) != 1:

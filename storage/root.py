@@ -5,6 +5,7 @@ import sys
 import tempfile
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -34,6 +35,10 @@ class Root:
     def join(self, relative: str) -> str:
         """The full name of something below this root."""
         return f"{self.uri}/{relative}"
+
+    def below(self, relative: str) -> "Root":
+        """A root inside this one."""
+        return Root(self.join(relative))
 
     def read_bytes(self, relative: str) -> bytes:
         """A file's content. Raises `FileNotFoundError`."""
@@ -97,12 +102,20 @@ class Root:
         with store_errors(self.join(relative)):
             self._fs.rm_file(f"{self._path}/{relative}")
 
-    def write_bytes(self, relative: str, content: bytes) -> None:
-        """Put a whole file in place, or nothing: on a disk through a synced temporary file beside it."""
+    def remove_tree(self) -> None:
+        """Delete everything below this root, if there is anything."""
+        with suppress(FileNotFoundError), store_errors(self.uri):
+            self._fs.rm(self._path, recursive=True)
+
+    def write_bytes(self, relative: str, content: bytes, *, part_bytes: int | None = None) -> None:
+        """Put a whole file in place, or nothing: on a disk through a synced temporary file beside it.
+
+        In a store, content of two parts or more is sent in parts, of the store's own size if none is given.
+        """
         target = f"{self._path}/{relative}"
         if not self.is_local:
             with store_errors(self.join(relative)):
-                self._fs.pipe_file(target, content)
+                self._fs.pipe_file(target, content, **({"chunksize": part_bytes} if part_bytes else {}))
             return
         folder, name = os.path.split(target)
         os.makedirs(folder, exist_ok=True)

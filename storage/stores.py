@@ -129,6 +129,15 @@ def creation_is_known_atomic(uri: str) -> bool:
     return not uri.lower().startswith("s3://") or s3_settings().endpoint is None
 
 
+def where(uri: str) -> str:
+    """Which service a URI leads to, in words."""
+    if not uri.lower().startswith("s3://"):
+        return f"as {SCHEMES[uri.partition('://')[0].lower()]} finds it"
+    settings = s3_settings()
+    who = "anonymous" if settings.anonymous else "signed" if settings.key else "without credentials"
+    return f"{redacted(settings.endpoint or 'AWS')}, region {settings.region or 'not set'}, {who}"
+
+
 def s3_settings() -> S3Settings:
     """What botocore, and fsspec's own configuration (FSSPEC_S3_KEY, FSSPEC_S3_ANON ...), say of S3.
 

@@ -83,7 +83,6 @@ def test_ray_is_started_and_stopped_when_asked_to(wavemill: Wavemill):
         ("/dev/null", "fail", "is a file"),
         ("/dev/null/below", "fail", "/dev/null is a file"),
         ("nosuch://bucket/x", "fail", "nosuch://bucket/x"),
-        ("s3://bucket/x", "warn", "is not checked yet"),
     ],
 )
 def test_a_root_that_cannot_be_used_or_judged_is_told(root: str, status: str, expected: str):
