@@ -117,13 +117,16 @@ def parse_weights(arguments: list[str] | None, streams: Iterable[str]) -> dict[s
 
 
 def parse_moved(arguments: list[str] | None) -> dict[str, str]:
-    """Where sources are now, from NAME=FOLDER."""
+    """Where sources are now, from NAME=FOLDER; a folder may be a prefix in a store, by its URI."""
+    from ..pipelines.files import is_folder, whole_path
+
     moved = {}
     for argument in arguments or ():
-        name, equals, path = argument.partition("=")
-        if not equals or not os.path.isdir(os.path.expanduser(path)):
+        name, _, path = argument.partition("=")
+        place = whole_path(os.path.expanduser(path))
+        if not path or not is_folder(place):
             raise UserError(f"--source {argument!r}: expected NAME=FOLDER with a folder that exists.")
-        moved[name] = os.path.abspath(os.path.expanduser(path))
+        moved[name] = place
     return moved
 
 

@@ -1,11 +1,10 @@
 """Commands that make, check, play back and hand on tokens."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..tokenizers.spec import UserError
+from ..tokenizers.spec import UserError, did_you_mean
 from .arguments import parse_moved, parse_seconds, parse_streams, parse_versions, parse_weights, require_device
 from .console import (
     DeviceOption,
@@ -75,7 +74,7 @@ def decode(
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="[ID...]", help="Segments; default: the first few.")
     ] = None,
-    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the WAV files go.")] = Path("decoded"),
+    to: Annotated[str, typer.Option(metavar="FOLDER", help="Where the WAV files go.")] = "decoded",
     stream: Annotated[str, typer.Option(help="An acoustic stream.")] = "acoustic",
     codebooks: Annotated[int | None, typer.Option(min=1, help="Only the first so many: lower fidelity.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many segments if no ids are given.")] = 5,
@@ -151,6 +150,60 @@ def verify(
         f"{verdict.num_problems:,} problems."
     )
     if verdict.num_problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def repair(
+    root: RootArgument,
+    errors: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CLASS", help="Also try segments with such errors once more; all: any. May be repeated."),
+    ] = None,
+    accept: Annotated[
+        bool, typer.Option(help="Take damaged shards as they come out now, even if differently.")
+    ] = False,
+    engine: Annotated[str, typer.Option(help="ray or inline (this process).")] = "ray",
+    address: Annotated[
+        str | None, typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster; default: one on this machine.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Default: one per CPU core, or per GPU.")] = None,
+    device: DeviceOption = "cpu",
+    weights: MovedWeightsOption = None,
+    local_files_only: LocalOnlyOption = False,
+    source: MovedOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Make shards again whose files are damaged or gone, byte for byte; and, if asked to, those with errors."""
+    from ..pipelines.error_classes import ERROR_CLASSES
+    from ..storage.codes import list_streams
+    from ..storage.root import Root
+    from .repair import ANY_ERROR
+    from .stages import repair_stage
+    from .tokenize import TokenizeOptions
+
+    require_device(device, elsewhere=engine == "ray" and address is not None)
+    for kind in errors or ():
+        if kind not in (ANY_ERROR, *ERROR_CLASSES):
+            near = did_you_mean(kind, (ANY_ERROR, *ERROR_CLASSES))
+            raise UserError(
+                f"--errors {kind!r}: there is no such class of errors; `wavemill quarantine` shows them.{near}"
+            )
+    place = Root(root)
+    repaired = repair_stage(
+        place,
+        TokenizeOptions(device=device, source_roots=parse_moved(source)),
+        engine=engine,
+        address=address,
+        workers=workers,
+        errors=frozenset(errors or ()),
+        accept=accept,
+        weights=parse_weights(weights, list_streams(place)),
+        local_files_only=local_files_only,
+    )
+    if json_:
+        print_json({name: getattr(repaired, name) for name in repaired.__slots__})
+    if repaired.problems:
         raise typer.Exit(1)
 
 

@@ -1,6 +1,7 @@
 """What the commands share: the Typer applications, options that several of them take, and printing."""
 
 import json
+import re
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -18,6 +19,8 @@ corpus_app = typer.Typer(help="Build and look at the table of segments that jobs
 codebook_app = typer.Typer(help="Fit codebooks, or bring your own.", no_args_is_help=True)
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(codebook_app, name="codebook")
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 RootArgument = Annotated[str, typer.Argument(metavar="ROOT", help="The dataset's folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -50,7 +53,10 @@ def plain(text: str) -> str:
 
 
 def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    """Tell a person something, on stderr; URLs in it lose the keys and signatures that they came with."""
+    from ..storage.stores import redacted
+
+    print(_URL.sub(lambda found: redacted(found[0]), message), file=sys.stderr, flush=True)
 
 
 def fail(error: Exception | str, *, status: int) -> NoReturn:

@@ -1,6 +1,7 @@
 """Builds and grows a corpus: lists sources, probes what is new, commits shards."""
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,8 +24,10 @@ from ..storage.schema import CORPUS_SCHEMA
 from ..storage.table import Receipt, Snapshot, TableWriter, create_table, read_snapshot, write_shard
 from ..tokenizers.separate import Separator
 from ..tokenizers.spec import UserError
+from .interrupts import Interrupted
 
 _COMMIT_EVERY_SHARDS = 64
+_COMMIT_EVERY_S = 60.0  # a file that waits for long may look like a leftover to a vacuum
 _MAX_THREADS = 8
 
 
@@ -92,13 +95,18 @@ def build_corpus(
         writer = _writer(root, policy, snapshot)
         pending: list[Receipt] = []
         first = max(writer.snapshot.files, default=-1) + 1
-        for table in shards(_chain(first_row, rows), first=first, shard_hours=shard_hours):
-            pending.append(write_shard(root, CORPUS, table["shard"][0].as_py(), table))
-            num_shards += 1
-            on_shard(table)
-            if len(pending) >= _COMMIT_EVERY_SHARDS:
-                writer.commit(pending)
-                pending = []
+        last_commit = time.monotonic()
+        try:
+            for table in shards(_chain(first_row, rows), first=first, shard_hours=shard_hours):
+                pending.append(write_shard(root, CORPUS, table["shard"][0].as_py(), table))
+                num_shards += 1
+                on_shard(table)
+                if len(pending) >= _COMMIT_EVERY_SHARDS or time.monotonic() - last_commit >= _COMMIT_EVERY_S:
+                    writer.commit(pending)
+                    pending, last_commit = [], time.monotonic()
+        except Interrupted:
+            writer.commit(pending)
+            raise
         writer.commit(pending)
     return BuildResult(counts, _skipped(sources), num_shards)
 

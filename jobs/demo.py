@@ -100,7 +100,6 @@ def run_demo(to: str, *, engine: str) -> None:
 
     console.rule("7. sound: segments of speakers that the codebooks never heard, decoded")
     spoken = _first_of_each(root, corpus, LEFT_OUT)
-    folder = Path(root.uri) / "decoded"
     for num_codebooks in (1, 8):
         for sound in decode_segments(
             root,
@@ -109,7 +108,7 @@ def run_demo(to: str, *, engine: str) -> None:
             ids=frozenset(row["id"] for row in spoken),
             limit=0,
             num_codebooks=num_codebooks,
-            folder=folder / f"{num_codebooks}-codebooks",
+            folder=root.join(f"decoded/{num_codebooks}-codebooks"),
         ):
             console.print(f'{sound.path}: "{sound.text}"')
     for num_codebooks, distance in _distances(root, corpus, spoken).items():

@@ -5,8 +5,13 @@ from itertools import groupby
 from typing import Protocol
 
 from ..pipelines.tokenize import ShardReport, ShardTask, Work, Worker, WorkerAbout
+from ..tokenizers.spec import RunFailed
 
 _TOGETHER = 10_000  # segments of the shards that a GPU's worker takes together: so that batches fill
+
+
+class WorkersLost(RunFailed):
+    """Workers are gone for good, and with them what they had in hand; what others reported is good."""
 
 
 class Engine(Protocol):
@@ -17,7 +22,7 @@ class Engine(Protocol):
         ...
 
     def run(self, tasks: Sequence[ShardTask]) -> Iterator[ShardReport]:
-        """Reports in the order in which shards are done. Raises `RunFailed` if shards were lost."""
+        """Reports in the order in which shards are done. Raises `WorkersLost` if shards were lost."""
         ...
 
     def close(self) -> None: ...

@@ -11,18 +11,23 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from ..pipelines.tokenize import ShardReport, ShardTask, Work, Worker, WorkerAbout
+from ..tokenizers.numerics import use_one_thread
 from ..tokenizers.spec import RunFailed, UserError
-from .engine import task_groups
+from .engine import WorkersLost, task_groups
 
 _ATTEMPTS = 3  # of a shard whose worker died
-_READY_S = 120.0
+_READY_S = 120.0  # for the first workers to get a place
+_LOOK_S = 2.0  # between looks at whether all are alive
+_PLACE_S = 60.0  # for one that takes the place of another
+_SILENT_S = 45.0  # a worker that has given no sign of life for so long is replaced, a cluster given up
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024  # receipts only: no audio goes through it
 
 
@@ -62,12 +67,57 @@ def _require_reachable(address: str | None) -> None:
         ) from error
 
 
-@dataclass(slots=True)
+class RayWorker(Worker):
+    """A worker that answers while it works: its methods run on two threads."""
+
+    def tokenize(self, tasks: Sequence[ShardTask]) -> list[ShardReport]:
+        use_one_thread()  # OpenMP's count belongs to the thread
+        return super().tokenize(tasks)
+
+    def pulse(self) -> tuple[str, int]:
+        """Where this is, to be killed there should it stop answering."""
+        return socket.gethostname(), os.getpid()
+
+
+@dataclass(slots=True, eq=False)
 class _Slot:
-    """A place for one worker: its actor and the shards that it has."""
+    """A place for one worker: its actor, the shards that it has, and its last sign of life."""
 
     actor: Any
     group: tuple[ShardTask, ...] = ()
+    pulse: Any = None  # asked for
+    place: tuple[str, int] | None = None  # host and process; None: it has given no sign of life yet
+    seen_s: float = field(default_factory=time.monotonic)
+
+
+class _ClusterWatch:
+    """Sees that a cluster has died, from a thread of its own: calls to a dead one may never come back."""
+
+    def __init__(self, ray: Any, *, own: bool) -> None:
+        self._ray = ray
+        self._node = ray._private.worker.global_worker.node if own else None
+        self._answered_s = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def dead(self) -> str:
+        """What has died, in a sentence; empty if all is well."""
+        if self._node is not None:
+            ended = sorted({kind for kind, _ in self._node.dead_processes() if kind in ("raylet", "gcs_server")})
+            if ended:
+                return f"Ray on this machine has ended: its {' and '.join(ended)} died."
+        silent_s = time.monotonic() - self._answered_s
+        return f"The Ray cluster has not answered for {silent_s:.0f} s." if silent_s > _SILENT_S else ""
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def _ask(self) -> None:
+        while not self._stop.wait(_LOOK_S):
+            with contextlib.suppress(Exception):  # whatever it is, it is no answer
+                self._ray.nodes()
+                self._answered_s = time.monotonic()
 
 
 class RayEngine:
@@ -84,6 +134,7 @@ class RayEngine:
         self._num_workers = num_workers
         self._cleanup = contextlib.ExitStack()
         self._slots: list[_Slot] = []
+        self._watch: _ClusterWatch | None = None
         self._work: Work | None = None
         self._work_ref: Any = None
         self._actor_class: Any = None
@@ -101,15 +152,19 @@ class RayEngine:
             raise UserError(f"The Ray cluster has no {'GPU' if on_gpu else 'CPU'} to run workers on.")
         count = min(self._num_workers or available, available, num_tasks)
         self._actor_class = ray.remote(
-            num_cpus=0.5 if on_gpu else 1, num_gpus=1 if on_gpu else 0, max_restarts=0, max_task_retries=0
-        )(Worker)
+            num_cpus=0.5 if on_gpu else 1,
+            num_gpus=1 if on_gpu else 0,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=2,
+        )(RayWorker)
         self._work = work
         self._work_ref = ray.put(work)
         actors = [self._new_actor() for _ in range(count)]
         # a shared cluster may have fewer places free than it has cores: go on with those that got one. They have not
         # loaded anything yet, which may take long
         places = [actor.__ray_ready__.remote() for actor in actors]
-        ready, _ = ray.wait(places, num_returns=count, timeout=_READY_S)
+        ready = self._wait(places, num_returns=count, timeout_s=_READY_S)
         if not ready:
             raise RunFailed(
                 f"No worker could be started within {_READY_S:.0f} s: the Ray cluster has no free "
@@ -121,6 +176,7 @@ class RayEngine:
                 ray.kill(actor)
         abouts = [slot.actor.about.remote() for slot in self._slots]  # all load their weights at the same time
         try:
+            self._wait(abouts[:1])
             return self._get(abouts[0])
         except ray.exceptions.RayActorError as error:
             raise RunFailed(
@@ -140,39 +196,94 @@ class RayEngine:
             if slot.group:
                 running[slot.actor.tokenize.remote(slot.group)] = slot
 
+        def replace(slot: _Slot, why: str) -> None:
+            again = self._note_death(slot.group, attempts, why)
+            queue.extend((task,) for task in again)  # each for itself: one may be what kills
+            lost.extend(task.shard for task in slot.group if task not in again)
+            self._slots[self._slots.index(slot)] = fresh = _Slot(self._new_actor())
+            feed(fresh)
+
         for slot in self._slots:
             feed(slot)
         while running:
-            for done in self._ray.wait(list(running), num_returns=1)[0]:
+            for done in self._wait(list(running), timeout_s=_LOOK_S):
                 slot = running.pop(done)
                 try:
                     reports = self._get(done)
                 except (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError):
-                    again = self._note_death(slot.group, attempts)
-                    queue.extend((task,) for task in again)  # each for itself: one may be what kills
-                    lost += [task.shard for task in slot.group if task not in again]
-                    slot.actor = self._new_actor()
-                    feed(slot)
+                    replace(slot, "died")
                     continue
                 feed(slot)
                 yield from reports
+            for done, slot in [(done, slot) for done, slot in running.items() if self._is_silent(slot)]:
+                del running[done]
+                self._kill(slot)
+                if slot.place is None:  # it never got a place: its shards are for others
+                    self._slots.remove(slot)
+                    queue.extend((task,) for task in slot.group)
+                else:
+                    replace(slot, f"gave no sign of life for {_SILENT_S:.0f} s and was killed")
+            for slot in self._slots if queue else ():
+                if slot not in running.values():
+                    feed(slot)
+            if queue and not running:
+                raise WorkersLost(
+                    "No worker is left, and the Ray cluster has no place for another. What was committed stays; run "
+                    "the command again when it has."
+                )
         if lost:
-            raise RunFailed(
+            raise WorkersLost(
                 f"Workers died {_ATTEMPTS} times on shard(s) {', '.join(map(str, sorted(lost)))}; these are missing. "
                 "Everything else is done. Look for a file there that kills decoders, or for too little memory; "
                 "then run the command again."
             )
 
-    def _note_death(self, group: tuple[ShardTask, ...], attempts: Counter[int]) -> list[ShardTask]:
+    def _wait(self, references: list[Any], *, num_returns: int = 1, timeout_s: float = float("inf")) -> list[Any]:
+        """Those that are there when enough are, or the time is over. Raises `WorkersLost` if the cluster has died."""
+        until = time.monotonic() + timeout_s
+        while True:
+            left_s = max(0.0, min(_LOOK_S, until - time.monotonic()))
+            ready = self._ray.wait(references, num_returns=num_returns, timeout=left_s)[0]
+            if len(ready) == num_returns or time.monotonic() >= until:
+                return ready
+            self._require_cluster()
+
+    def _is_silent(self, slot: _Slot) -> bool:
+        """Whether a worker has answered nothing for too long."""
+        if slot.pulse is not None and self._ray.wait([slot.pulse], timeout=0)[0]:
+            with contextlib.suppress(self._ray.exceptions.RayError):  # its death shows in its task
+                slot.place, slot.seen_s = self._ray.get(slot.pulse), time.monotonic()
+            slot.pulse = None
+        if slot.pulse is None:
+            slot.pulse = slot.actor.pulse.remote()
+        return time.monotonic() - slot.seen_s > (_PLACE_S if slot.place is None else _SILENT_S)
+
+    def _kill(self, slot: _Slot) -> None:
+        """End a worker that may be stopped, so that it cannot end itself."""
+        if slot.place is not None and slot.place[0] == socket.gethostname():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(slot.place[1], signal.SIGKILL)
+        self._ray.kill(slot.actor)
+
+    def _require_cluster(self) -> None:
+        """Raise `WorkersLost` if the cluster does not answer any more: Ray itself would wait, or end this process."""
+        assert self._watch is not None, "start first"
+        dead = self._watch.dead()
+        if dead:
+            raise WorkersLost(f"{dead} What was committed stays; run the command again.")
+
+    def _note_death(self, group: tuple[ShardTask, ...], attempts: Counter[int], why: str) -> list[ShardTask]:
         """Count and tell that a worker died on a group; those of its shards that may be tried again."""
         attempts.update(task.shard for task in group)
         shards = f"shard{'s' * (len(group) > 1)} {', '.join(str(task.shard) for task in group)}"
         times = max(attempts[task.shard] for task in group)
-        print(f"a worker died on {shards} (time {times} of {_ATTEMPTS})", file=sys.stderr)
+        print(f"a worker {why} on {shards} (time {times} of {_ATTEMPTS})", file=sys.stderr)
         return [task for task in group if attempts[task.shard] < _ATTEMPTS]
 
     def close(self) -> None:
         self._slots = []
+        if self._watch is not None:
+            self._watch.close()
         self._ray.shutdown()
         self._cleanup.close()
 
@@ -199,6 +310,7 @@ class RayEngine:
                 f"Cannot start or reach {where}: {str(error).splitlines()[0]}. "
                 "Check the address and its token (RAY_AUTH_TOKEN_PATH), or use --engine inline."
             ) from error
+        self._watch = _ClusterWatch(ray, own=self._address is None)
         if threading.current_thread() is threading.main_thread():
             for number, handler in ours.items():  # Ray puts its own in their place
                 signal.signal(number, handler)

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ..pipelines.policy import CorpusPolicy, VadPolicy
 from ..pipelines.policy import Filters as FilterPolicy
 from ..pipelines.policy import Transforms as TransformPolicy
+from ..storage.stores import redacted
 from ..tokenizers.spec import UserError
 from .arguments import parse_bytes, parse_seconds
 
@@ -90,6 +91,12 @@ def _local(path: str, info: ValidationInfo) -> str:
     return place
 
 
+def _on_this_machine(path: str) -> str:
+    if "://" in path:
+        raise Mistake(f"{redacted(path)!r} is a URL; expected a file on this machine: copy it here first.")
+    return path
+
+
 def _weights(value: str, info: ValidationInfo) -> str:
     """A folder of weights as an absolute path, counted from the recipe's folder; what is no folder is a hub id."""
     folder = (info.context or {}).get("folder")
@@ -110,7 +117,8 @@ def _source(value: Any, info: ValidationInfo) -> Any:
     return {"path": value}
 
 
-LocalPath = Annotated[str, AfterValidator(_local)]
+LocalPath = Annotated[str, AfterValidator(_local)]  # or a store's URI
+LocalFile = Annotated[str, AfterValidator(_local), AfterValidator(_on_this_machine)]
 StreamName = Annotated[str, AfterValidator(_stream_name)]
 WeightsPlace = Annotated[str, AfterValidator(_weights)]
 
@@ -121,7 +129,7 @@ _LAYER = "of features; null: the tokenizer's own"
 
 
 class Source(Section):
-    path: LocalPath = Field(description="a folder, a glob, an audio file, a manifest")
+    path: LocalPath = Field(description="a folder, a glob, an audio file, a manifest; or its URI in a store")
     name: str | None = Field(default=None, description="what ids are made of; null: the folder's or file's own name")
     kind: Annotated[str, AfterValidator(_kind)] = Field(
         default="auto", description="what it is, where that cannot be seen; `wavemill corpus kinds` lists them"
@@ -213,7 +221,7 @@ class Corpus(Section):
     vad: Vad | None = Field(default=None, description="cut recordings into the speech in them; null: do not")
     filters: Filters = Field(default=Filters(), description="what is left out")
     transforms: Transforms = Field(default=Transforms(), description="what is done to the sound")
-    separate: LocalPath | None = Field(default=None, description="weights of a Conv-TasNet that takes talkers apart")
+    separate: LocalFile | None = Field(default=None, description="weights of a Conv-TasNet that takes talkers apart")
     limits: Limits = Field(default=Limits(), description="recordings beyond these are errors, not audio")
     deadline: Annotated[str, AfterValidator(_deadline)] = Field(
         default="60s", description="a decoder without a sign of life for so long is stopped; in tokenize, too"
@@ -245,7 +253,7 @@ class Codebook(Section):
     weights: WeightsPlace | None = Field(default=None, description=_WEIGHTS)
     revision: str | None = Field(default=None, description=_REVISION)
     layer: int | None = Field(default=None, ge=0, description=_LAYER)
-    file: LocalPath | None = Field(default=None, description="centroids from elsewhere, .npy; null: fitted here")
+    file: LocalFile | None = Field(default=None, description="centroids from elsewhere, .npy; null: fitted here")
     size: int | None = Field(
         default=None, ge=2, le=1 << 20, description="centroids per codebook; null: the tokenizer's own"
     )
@@ -301,7 +309,7 @@ class Export(Section):
 
 
 class Recipe(Section):
-    root: LocalPath = Field(default="tokens", description="the dataset's folder; created if need be")
+    root: LocalPath = Field(default="tokens", description="the dataset's folder, or a store's URI; created if need be")
     corpus: Corpus = Field(description="the recordings, and how they become segments")
     codebooks: list[Codebook] = Field(
         default=[Codebook(tokenizer="mfcc-kmeans"), Codebook(tokenizer="mel-rvq")],

@@ -5,7 +5,7 @@ Commands of one stage and `wavemill run`, which does all of them, share these; n
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,6 +27,7 @@ from .console import plain, say
 from .corpus import BuildResult, SourceArgument, build_corpus
 from .engine import Engine, InlineEngine
 from .progress import Progress
+from .repair import Repaired, look, mend
 from .tokenize import Summary, TokenizeOptions
 from .tokenize import tokenize as run_tokenize
 
@@ -161,23 +162,11 @@ def tokenize_stage(
     workers: int | None = None,
 ) -> Summary:
     """Tokenize what the streams lack of the corpus of `root`."""
-    if engine not in ENGINES:
-        raise UserError(
-            f"--engine {engine!r} is unknown; there are: {', '.join(ENGINES)}.{did_you_mean(engine, ENGINES)}"
-        )
-
-    def make_engine() -> Engine:
-        if engine == "inline":
-            return InlineEngine()
-        from .ray_engine import RayEngine
-
-        return RayEngine(address=address, num_workers=workers)
-
     with Progress("tokenize") as progress:
         summary = run_tokenize(
             root,
             streams,
-            make_engine,
+            _engine_maker(engine, address, workers),
             options,
             on_start=progress.expect,
             on_report=lambda report: progress.advance(
@@ -197,6 +186,66 @@ def tokenize_stage(
     if summary.errors:
         say(f"See the errors with: wavemill quarantine {root}")
     return summary
+
+
+def repair_stage(
+    root: Root,
+    options: TokenizeOptions,
+    *,
+    engine: str,
+    address: str | None = None,
+    workers: int | None = None,
+    errors: frozenset[str] = frozenset(),
+    accept: bool = False,
+    weights: Mapping[str, str] | None = None,
+    local_files_only: bool = False,
+) -> Repaired:
+    """Make again what is damaged in the streams of `root`, and what of their errors is asked for."""
+    make_engine = _engine_maker(engine, address, workers)
+    with Progress("repair: reading") as reading:
+        found = look(
+            root,
+            errors,
+            on_shard=lambda segments, audio_s: reading.advance(segments=segments, audio_s=audio_s, errors=0),
+        )
+    with Progress("repair") as progress:
+        repaired = mend(
+            root,
+            found,
+            make_engine,
+            options,
+            accept=accept,
+            weights=weights,
+            local_files_only=local_files_only,
+            on_start=progress.expect,
+            on_report=lambda report: progress.advance(
+                segments=report.num_segments, audio_s=report.duration_s, errors=report.num_errors
+            ),
+            on_warning=say,
+        )
+    for problem in repaired.problems:
+        say(f"- {plain(problem)}")
+    say(
+        f"{repaired.files:,} files looked at, {repaired.damaged:,} damaged: {repaired.restored:,} are again what they "
+        f"were, byte for byte, {repaired.replaced:,} are made anew, {len(repaired.problems):,} problems are left."
+    )
+    return repaired
+
+
+def _engine_maker(engine: str, address: str | None, workers: int | None) -> Callable[[], Engine]:
+    if engine not in ENGINES:
+        raise UserError(
+            f"--engine {engine!r} is unknown; there are: {', '.join(ENGINES)}.{did_you_mean(engine, ENGINES)}"
+        )
+
+    def make() -> Engine:
+        if engine == "inline":
+            return InlineEngine()
+        from .ray_engine import RayEngine
+
+        return RayEngine(address=address, num_workers=workers)
+
+    return make
 
 
 def tokenize_figures(summary: Summary) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from ..storage.table import Snapshot, TableWriter, create_table, read_snapshot
 from ..tokenizers.ladder import BATCH_SECONDS
 from ..tokenizers.spec import RunFailed, StreamSpec
 from ..tokenizers.tokenizer import Mode, fingerprint_hash
-from .engine import Engine
+from .engine import Engine, WorkersLost
 from .interrupts import Interrupted
 
 _COMMIT_EVERY_S = 5.0
@@ -95,7 +95,7 @@ def tokenize(
 
     Raises `UserError` before anything is written if the streams do not fit, `StreamTaken` if another run takes one
     over, `RunFailed` if the share of errors passes the limit or shards are lost. What was committed stays. On
-    `Interrupted` the shards that are done are committed first.
+    `Interrupted` and `WorkersLost` the shards that are done are committed first.
     """
     corpus = open_corpus(root)
     require_named(root, corpus, "source", options.source_roots, flag="--source")
@@ -129,16 +129,16 @@ def tokenize(
     started = time.monotonic()
     with SoleDriver(root, [stream.folder for stream in streams], on_warning=on_warning), closing(engine()) as running:
         about = running.start(work, len(tasks))
-        _require_fingerprints(about.fingerprints, fingerprints)
+        require_fingerprints(about.fingerprints, fingerprints)
         run = _Run(root, streams, snapshots, corpus, about, options)
         try:
             for report in running.run(tasks):
                 failpoint("receipt-received")
-                _require_fingerprints(report.fingerprints, fingerprints)
+                require_fingerprints(report.fingerprints, fingerprints)
                 summary.add(report)
                 run.take(report)
                 on_report(report)
-        except Interrupted:
+        except (Interrupted, WorkersLost):
             run.commit()  # what is done; what workers have in hand is dropped
             raise
         run.finish()
@@ -234,7 +234,7 @@ class _Run:
                 )
 
 
-def _require_fingerprints(found: dict[str, dict[str, str]], expected: dict[str, dict[str, str]]) -> None:
+def require_fingerprints(found: dict[str, dict[str, str]], expected: dict[str, dict[str, str]]) -> None:
     """Raise `StreamMismatch` if a worker made a stream with something else than this machine would."""
     for name, fingerprint in found.items():
         theirs, ours = without_revision(fingerprint), without_revision(expected[name])

@@ -1,9 +1,12 @@
-"""Decoding ahead: threads that turn rows into waveforms while others are encoded, in bounded memory."""
+"""Decoding ahead: threads that turn rows into waveforms while others are encoded, in bounded memory.
+
+Where the recordings lie in a store, small ones are fetched before that.
+"""
 
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from queue import SimpleQueue
 from typing import Any
@@ -11,7 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from .entries import AudioError
+from .fetching import FETCH_AHEAD_BYTES, FetchAhead
 from .reading import Reader, Row
+from .recordings import Fetched
 from .resample import resampled_length
 
 
@@ -22,13 +27,25 @@ class DecodeAhead:
     one segment always being allowed. The order of results is not the order of rows.
     """
 
-    def __init__(self, rows: list[Row], rates: set[int], readers: Sequence[Reader], ahead_bytes: int) -> None:
+    def __init__(
+        self,
+        rows: list[Row],
+        rates: set[int],
+        readers: Sequence[Reader],
+        ahead_bytes: int,
+        *,
+        fetch_ahead_bytes: int = FETCH_AHEAD_BYTES,
+    ) -> None:
         self.decode_s = 0.0
         self._rates = rates
         self._readers = readers
         self._ahead_bytes = ahead_bytes
+        self._fetch_ahead_bytes = fetch_ahead_bytes
         good = [(index, row) for index, row in enumerate(rows) if row["error"] is None]
-        self._groups = deque(list(group) for _, group in groupby(good, key=lambda pair: _pass_key(pair[1])))
+        groups = [list(group) for _, group in groupby(good, key=lambda pair: _pass_key(pair[1]))]
+        self._groups = deque(enumerate(groups))
+        places = {number: readers[0].place(group[0][1]) for number, group in self._groups}
+        self._to_fetch = {number: place for number, place in places.items() if place.is_object and place.is_small}
         self._num_rows = len(good)
         self._ready: SimpleQueue[tuple[int, Any]] = SimpleQueue()
         self._room = threading.Condition()
@@ -36,7 +53,10 @@ class DecodeAhead:
         self._stopped = False
 
     def __iter__(self) -> Iterator[tuple[int, dict[int, Tensor] | AudioError]]:
-        threads = [threading.Thread(target=self._decode, args=[reader], daemon=True) for reader in self._readers]
+        fetching = FetchAhead(self._to_fetch, budget_bytes=self._fetch_ahead_bytes)
+        threads = [
+            threading.Thread(target=self._decode, args=[reader, fetching], daemon=True) for reader in self._readers
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -51,22 +71,26 @@ class DecodeAhead:
             with self._room:
                 self._stopped = True
                 self._room.notify_all()
+            fetching.close()
             for thread in threads:
                 thread.join()
 
-    def _decode(self, reader: Reader) -> None:
+    def _decode(self, reader: Reader, fetching: FetchAhead) -> None:
         try:
             while not self._stopped:
                 try:
-                    group = self._groups.popleft()
+                    number, group = self._groups.popleft()
                 except IndexError:
                     return
-                self._decode_group(reader, group)
+                self._decode_group(reader, group, fetching.fetch(number))
+                fetching.release(number)
         except BaseException as error:  # noqa: BLE001 - carried to the thread that waits, and raised there
             self._ready.put((-1, error))
 
-    def _decode_group(self, reader: Reader, group: list[tuple[int, Row]]) -> None:
-        results = reader.read([row for _, row in group], self._rates)
+    def _decode_group(
+        self, reader: Reader, group: list[tuple[int, Row]], fetched: Callable[[], Fetched] | None
+    ) -> None:
+        results = reader.read([row for _, row in group], self._rates, fetched)
         for index, row in group:
             size = sum(4 * resampled_length(row["num_samples"], row["sample_rate"], rate) for rate in self._rates)
             if not self._reserve(size):

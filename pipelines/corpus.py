@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,18 +14,23 @@ from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
 from ..storage.table import Snapshot
 from ..tokenizers.spec import UserError
+from .analysis import metadata_reason
 from .audio import Limits, Probe
 from .decoder import DecoderSettings
 from .entries import Entry, Source
 from .policy import CorpusPolicy
-from .segments import Finding, KnownRecording, Prober, Row, segment_rows
+from .recordings import Fetched, Place, fetch_first
+from .remote import FIRST_BYTES
+from .segments import Finding, KnownRecording, Prober, Row, entry_place, segment_rows
 from .source_paths import plain_path
 
 _MAX_SHARD_SEGMENTS = 20_000
 _PROBES_AHEAD = 256
+_FETCHES_AT_ONCE = 16  # from a store, where each takes its time
+_GLANCE_BYTES = 512  # of a recording that the corpus has: the answer says whether it is still the same
 
 _KNOWN_COLUMNS = [
-    *("id", "source", "source_root", "path", "member", "format", "size_bytes"),
+    *("id", "source", "source_root", "path", "member", "format", "size_bytes", "version"),
     *("sample_rate", "num_channels", "recording_samples", "start_sample", "num_samples"),
 ]
 
@@ -51,7 +56,7 @@ class Known:
         self.ids.add(row["id"])
         self.roots[row["source"]] = row["source_root"]
         key = (row["source"], row["path"], row["member"])
-        recording = self.recordings.setdefault(key, KnownRecording(row["size_bytes"], _probe_of(row)))
+        recording = self.recordings.setdefault(key, KnownRecording(row["size_bytes"], row["version"], _probe_of(row)))
         recording.spans.append((row["start_sample"], row["start_sample"] + row["num_samples"]))
 
 
@@ -91,7 +96,7 @@ def new_rows(
             stack.enter_context(Prober(policy, limits or Limits(), settings or DecoderSettings()))
             for _ in range(num_threads)
         ]
-        for source, entry, finding in _findings(sources, known, probers):
+        for source, entry, finding in _findings(sources, known, policy, probers):
             key = (source.name, plain_path(entry.path), entry.member)
             seen = known.recordings.get(key)
             for row in segment_rows(source, entry, finding, policy, num_separated=num_separated):
@@ -103,7 +108,7 @@ def new_rows(
                     yield row
                 elif seen is None:
                     counts.twice += 1
-                elif seen.size_bytes != finding.size_bytes:
+                elif not seen.is_same(finding.size_bytes, finding.version):
                     counts.replaced += 1
                 else:
                     counts.known += 1
@@ -141,7 +146,9 @@ def _require_own_names(sources: list[Source], known: Known) -> None:
             )
 
 
-def _findings(sources: list[Source], known: Known, probers: list[Prober]) -> Iterator[tuple[Source, Entry, Finding]]:
+def _findings(
+    sources: list[Source], known: Known, policy: CorpusPolicy, probers: list[Prober]
+) -> Iterator[tuple[Source, Entry, Finding]]:
     """Entries with what their recordings are, in order; entries of one recording are found one after the other."""
     pending: deque[tuple[Source, Entry, Future[Finding]]] = deque()
     with ExitStack() as stack:
@@ -149,20 +156,44 @@ def _findings(sources: list[Source], known: Known, probers: list[Prober]) -> Ite
             stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix=f"probe-{number}"))
             for number in range(len(probers))
         ]
+        heads = _Heads(policy)
         try:
             for source in sources:
                 for entry in source.entries:
                     seen = known.recordings.get((source.name, plain_path(entry.path), entry.member))
                     turn = hash((source.name, entry.path)) % len(pools)  # a container is read front to back by one
-                    job = pools[turn].submit(probers[turn].find, source.root, entry, seen)
+                    head = heads.fetch(entry_place(source.root, entry), entry, seen)
+                    job = pools[turn].submit(probers[turn].find, source.root, entry, seen, head)
                     pending.append((source, entry, job))
                     if len(pending) >= _PROBES_AHEAD:
                         yield _result(pending.popleft())
             while pending:
                 yield _result(pending.popleft())
         finally:
+            heads.close()
             for _, _, job in pending:
                 job.cancel()
+
+
+class _Heads:
+    """Fetches the first bytes of recordings in stores: those of several at once, and of neighbours of one once."""
+
+    def __init__(self, policy: CorpusPolicy) -> None:
+        self._pool = ThreadPoolExecutor(_FETCHES_AT_ONCE, thread_name_prefix="heads")
+        self._policy = policy
+        self._last: tuple[Place, Callable[[], Fetched]] | None = None
+
+    def fetch(self, place: Place, entry: Entry, known: KnownRecording | None) -> Callable[[], Fetched] | None:
+        """What gives the first bytes; None for what lies in no store, or will not be opened."""
+        if entry.error or not place.is_object or metadata_reason(entry.language, entry.speaker, self._policy):
+            return None
+        if self._last is None or self._last[0] != place:
+            num_bytes = FIRST_BYTES if known is None else _GLANCE_BYTES
+            self._last = place, self._pool.submit(fetch_first, place, num_bytes).result
+        return self._last[1]
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _result(job: tuple[Source, Entry, Future[Finding]]) -> tuple[Source, Entry, Finding]:

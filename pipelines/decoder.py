@@ -1,7 +1,8 @@
 """A child process that decodes audio, so that a file that hangs, crashes or bloats a decoder harms nobody else.
 
 The child gets an open descriptor, never a name: it can open nothing, write nothing, and needs no more memory than it
-is given. `Decoder` is the parent's side; run as a module, this file is the child's.
+is given. Of a recording in an object store it gets not even that: it asks the parent for bytes, and knows neither where
+they come from nor with whose credentials. `Decoder` is the parent's side; run as a module, this file is the child's.
 """
 
 import json
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, NoReturn
 
@@ -26,16 +27,20 @@ from ..tokenizers.spec import RunFailed
 from . import audio
 from .audio import Limits, Probe, Span
 from .entries import AudioError
-from .format_bytes import Part
-from .opened import OpenRecording
+from .format_bytes import Part, RangesFile
+from .opened import OpenRecording, Ranges
 
 _LENGTH = struct.Struct("<I")
 _REPLY = struct.Struct("<cII")  # what it is, span index, bytes that follow
-_ALIVE, _RESULT, _SAMPLES, _ERROR, _DONE = b"A", b"R", b"S", b"E", b"D"
+_RANGE = struct.Struct("<QQ")  # begin and end of the bytes that the child wants
+_ALIVE, _RESULT, _SAMPLES, _ERROR, _DONE, _WANT = b"A", b"R", b"S", b"E", b"D", b"W"
 _ALIVE_EVERY_S = 1.0
 _START_S = 120.0  # for a child to be there, on a machine that is busy
 _SOCKET_BYTES = 1 << 22
 _OPEN_FILES = 64
+_ASKED_BYTES = 1 << 16  # of a recording in a store, at a time
+_KEPT_BLOCKS = 16  # of so many bytes
+_HARMLESS = ("PATH", "HOME", "TMPDIR", "LANG", "LC_", "LD_LIBRARY_PATH", "MALLOC_", "PYTHON", "WAVEMILL_FAILPOINTS")
 _ATTEMPTS = 2  # a death that does not repeat was not the file's fault
 FATAL_KINDS = frozenset({"decoder-hang", "decoder-crash", "decoder-memory"})
 
@@ -113,13 +118,22 @@ class Decoder:
         complete = False
         try:
             link = self._socket or self._start()
-            what = request | {"offset": opened.offset, "size": opened.size, "whole": opened.whole, "name": opened.name}
-            message = json.dumps(what).encode()
-            socket.send_fds(link, [_LENGTH.pack(len(message))], [opened.fd])
-            link.sendall(message)
+            self._send(link, opened, request)
+            silent_s = 0.0
             while True:
+                started = time.monotonic()
+                link.settimeout(self._settings.deadline_s - silent_s)
                 kind, index, size = _REPLY.unpack(_receive(link, _REPLY.size))
                 payload = _receive(link, size)
+                if kind == _WANT and not isinstance(
+                    opened.content, int
+                ):  # no sign of life; but what the store takes to answer is not the child's time
+                    silent_s += time.monotonic() - started
+                    if silent_s >= self._settings.deadline_s:
+                        raise TimeoutError
+                    _give(link, opened.content, opened.offset, opened.size, *_RANGE.unpack(payload))
+                    continue
+                silent_s = 0.0
                 if kind == _ERROR:
                     complete = True
                     said = json.loads(payload)
@@ -143,6 +157,14 @@ class Decoder:
             if not complete:
                 self.close()
 
+    def _send(self, link: socket.socket, opened: OpenRecording, request: dict[str, Any]) -> None:
+        """Send a request, and the descriptor of a recording that has one."""
+        descriptors = [opened.content] if isinstance(opened.content, int) else []
+        place = {"offset": opened.offset if descriptors else 0, "size": opened.size, "name": opened.name}
+        message = json.dumps(request | place).encode()
+        socket.send_fds(link, [_LENGTH.pack(len(message))], descriptors)
+        link.sendall(message)
+
     def _death(self) -> str:
         if self._process is None:
             return "died"
@@ -165,7 +187,7 @@ class Decoder:
             stderr=subprocess.DEVNULL,  # decoders print warnings of their own; what counts is in the replies
             pass_fds=[theirs.fileno()],
             start_new_session=True,  # Ctrl-C is for the parent
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            env=_harmless(os.environ) | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
         theirs.close()
         self._socket = ours
@@ -179,6 +201,20 @@ class Decoder:
             ) from None
         ours.settimeout(self._settings.deadline_s)
         return ours
+
+
+def _harmless(environment: Mapping[str, str]) -> dict[str, str]:
+    """What Python and its libraries need to start; no credentials, and no names of stores."""
+    return {name: value for name, value in environment.items() if name.startswith(_HARMLESS)}
+
+
+def _give(link: socket.socket, ranges: Ranges, offset: int, size: int, begin: int, end: int) -> None:
+    """Send the child bytes of a recording, never others: it may be under the spell of a hostile one."""
+    end = min(end, size, begin + _ASKED_BYTES)
+    found = bytearray()
+    while begin + len(found) < end:
+        found += ranges.read(offset + begin + len(found), offset + end)
+    link.sendall(_LENGTH.pack(len(found)) + found)
 
 
 def _receive(link: socket.socket, size: int) -> bytearray:
@@ -200,11 +236,35 @@ def serve(link: socket.socket) -> NoReturn:
         if not header:
             sys.exit(0)
         request = json.loads(_receive(link, _LENGTH.unpack(header)[0]))
-        with os.fdopen(descriptors[0], "rb") as file:
+        with os.fdopen(descriptors[0], "rb") if descriptors else RangesFile(_Asked(link)) as file:
             _answer(link, request, file)
 
 
-def _answer(link: socket.socket, request: dict[str, Any], file: BinaryIO) -> None:
+class _Asked:
+    """A recording's bytes, asked of the parent in blocks, of which the last few are kept."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+        self._blocks: dict[int, bytes] = {}  # by where they begin
+
+    def read(self, begin: int, end: int) -> bytes:
+        """Bytes from `begin` to `end` or to the end of a block."""
+        start = begin - begin % _ASKED_BYTES
+        block = self._blocks.get(start)
+        if block is None:
+            if len(self._blocks) == _KEPT_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+            range = _RANGE.pack(start, start + _ASKED_BYTES)
+            self._link.sendall(_REPLY.pack(_WANT, 0, len(range)) + range)
+            block = bytes(_receive(self._link, _LENGTH.unpack(_receive(self._link, _LENGTH.size))[0]))
+            self._blocks[start] = block
+        return block[begin - start : end - start]
+
+    def close(self) -> None:
+        """Nothing: the socket goes on to the next recording."""
+
+
+def _answer(link: socket.socket, request: dict[str, Any], file: "BinaryIO | RangesFile") -> None:
     def reply(kind: bytes, payload: bytes | memoryview = b"", index: int = 0) -> None:
         link.sendall(_REPLY.pack(kind, index, len(payload)))
         if len(payload):
@@ -212,7 +272,7 @@ def _answer(link: socket.socket, request: dict[str, Any], file: BinaryIO) -> Non
 
     recording: Any = file
     recording.seek(0)
-    if not request["whole"]:
+    if request["offset"] or isinstance(file, RangesFile):
         recording = Part(file, request["offset"], request["size"])
     try:
         failpoint(f"decoder-{request['name']}")

@@ -3,9 +3,11 @@
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
+os.environ.setdefault("WDS_SECURE", "1")  # webdataset reads it when imported: no shell for `pipe:`, no pickles
 from webdataset.writer import TarWriter
 
 from ..storage.codes import read_codes

@@ -1,16 +1,39 @@
-"""Part of a recording's bytes as a file of its own: what parsers read and decoders are given. A leaf."""
+"""Part of a recording's bytes as a file of its own: what parsers read and decoders are given."""
 
 import io
 import os
 from typing import BinaryIO
 
+from .opened import Ranges
 
-def descriptor(file: BinaryIO) -> int | None:
+File = BinaryIO | io.RawIOBase
+
+
+def descriptor(file: File) -> int | None:
     """The file's descriptor, or None for a file-like object that has none."""
     try:
         return file.fileno()
     except OSError:
         return None
+
+
+class RangesFile(io.RawIOBase):
+    """What is read by ranges, as a file to make a `Part` of."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        self._ranges = ranges
+        self._place = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        assert whence == os.SEEK_SET
+        self._place = offset
+        return offset
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, at least one where there are any."""
+        content = self._ranges.read(self._place, self._place + size)
+        self._place += len(content)
+        return content
 
 
 class Part(io.RawIOBase):
@@ -19,7 +42,7 @@ class Part(io.RawIOBase):
     `patch` puts other bytes over a place, for decoders that would believe a wrong header.
     """
 
-    def __init__(self, file: BinaryIO, offset: int, size: int, *, patch: tuple[int, bytes] | None = None) -> None:
+    def __init__(self, file: File, offset: int, size: int, *, patch: tuple[int, bytes] | None = None) -> None:
         self.size = max(0, size)
         self._file, self._fd = file, descriptor(file)
         self._offset = offset

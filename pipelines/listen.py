@@ -1,5 +1,7 @@
 """Codes back to sound files."""
 
+import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +11,9 @@ import torch
 
 from ..storage.codes import open_stream, read_codes, stream_spec
 from ..storage.parquet import read_parquet
-from ..storage.root import Root
+from ..storage.root import Root, require_no_keys
 from ..storage.schema import CORPUS_SCHEMA
+from ..storage.stores import has_scheme, open_store, store_errors
 from ..storage.table import Snapshot
 from ..tokenizers.spec import UserError
 from .resample import resampled_length
@@ -36,15 +39,16 @@ def decode_segments(
     ids: frozenset[str],
     limit: int,
     num_codebooks: int | None,
-    folder: Path,
+    folder: str,
     weights: str | None = None,
     local_files_only: bool = False,
 ) -> Iterator[Decoded]:
     """Decode the segments named by `ids`, or the first `limit` of the stream, to `<folder>/<id>.wav`.
 
-    Sound is cut to the segment's own length; codecs whose strides are odd give a few samples less than whole hops.
-    `weights` says where the stream's weights are now, if they have moved. Raises `UserError` for a stream without a
-    decoder, a number of codebooks it does not have, or ids that are not there or have an error.
+    `folder` is a path, or a prefix in an object store. Sound is cut to the segment's own length; codecs whose strides
+    are odd give a few samples less than whole hops. `weights` says where the stream's weights are now, if they have
+    moved. Raises `UserError` for a stream without a decoder, a number of codebooks it does not have, or ids that are
+    not there or have an error.
     """
     snapshot = open_stream(root, stream)
     spec = stream_spec(snapshot)
@@ -60,9 +64,13 @@ def decode_segments(
         root, stream, snapshot, corpus, weights=weights, local_files_only=local_files_only
     )
     _require_codes(root, snapshot, ids)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder for the sound.")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder.rstrip("/") or "/"
+    require_no_keys(folder)
+    store, place = open_store(folder if has_scheme(folder) else os.path.abspath(folder))
+    if not has_scheme(folder):
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise UserError(f"{folder} is a file; name a folder for the sound.")
+        Path(folder).mkdir(parents=True, exist_ok=True)
     wanted = set(ids)
     left = len(wanted) if wanted else limit
     for shard in snapshot.files:
@@ -74,19 +82,22 @@ def decode_segments(
             raise UserError(
                 f"Stream {stream!r} does not hold the corpus's segments in shard {shard}; run `wavemill verify`."
             )
-        for place, row in enumerate(rows):
+        for number, row in enumerate(rows):
             if left == 0 or (wanted and row["id"] not in wanted):
                 continue
-            codes_KT = codes.codes(place)
+            codes_KT = codes.codes(number)
             if codes_KT is None:
                 continue
             num_samples = resampled_length(row["num_samples"], row["sample_rate"], spec.decode_sample_rate)
             sound_N = tokenizer.decode(torch.from_numpy(codes_KT.astype("int64")))[:num_samples]
-            path = folder / f"{row['id']}.wav"
-            soundfile.write(path, sound_N.numpy(), spec.decode_sample_rate, subtype="PCM_16")
+            content = io.BytesIO()
+            soundfile.write(content, sound_N.numpy(), spec.decode_sample_rate, format="WAV", subtype="PCM_16")
+            path = f"{folder}/{row['id']}.wav"
+            with store_errors(path):
+                store.pipe_file(f"{place}/{row['id']}.wav", content.getvalue())
             wanted.discard(row["id"])
             left -= 1
-            yield Decoded(row["id"], row["path"], row["text"], str(path), len(sound_N) / spec.decode_sample_rate)
+            yield Decoded(row["id"], row["path"], row["text"], path, len(sound_N) / spec.decode_sample_rate)
 
 
 def _require_codes(root: Root, snapshot: Snapshot, ids: frozenset[str]) -> None:

@@ -1,7 +1,7 @@
 """Corpus rows to waveforms: opened, decoded in a child process, resampled, separated, brought to their loudness."""
 
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from ..storage.root import Root
+from ..storage.stores import is_remote, open_store, store_errors
 from ..tokenizers.separate import Separator
 from ..tokenizers.spec import RunFailed
 from .audio import MIX, SEEKABLE_FORMATS, Span
 from .decoder import Decoder, DecoderSettings
 from .entries import AudioError
-from .recordings import Opener, Place
+from .opened import etag_of
+from .recordings import Fetched, Opener, Place, fetch_to_end
 from .resample import StreamResampler, can_resample, resampled_length
 
 SEPARATORS = "separators"
@@ -52,17 +54,35 @@ class Reader(AbstractContextManager["Reader"]):
     ) -> None:
         self._source_roots = source_roots or {}
         self._decoder = Decoder(settings or DecoderSettings())
-        self._opener = Opener()
+        self._opener = Opener(fetch_to_end)
         self._separator = load_separator(root, separator) if separator else None
 
-    def read(self, rows: Iterable[Row], sample_rates: Iterable[int]) -> Generator["Waveforms | AudioError", None, None]:
+    def read(
+        self, rows: Iterable[Row], sample_rates: Iterable[int], fetched: Callable[[], Fetched] | None = None
+    ) -> Generator["Waveforms | AudioError", None, None]:
         """`{rate: float32 [N]}` or an `AudioError` for each row, in order.
 
-        Rows of one recording, being neighbours, share a pass over it. Raises `RunFailed` if a whole source is gone.
+        Rows of one recording, being neighbours, share a pass over it. `fetched` gives what is fetched of the one
+        recording that they are of, where somebody does so ahead. Raises `RunFailed` if a whole source is gone.
         """
         rates = sorted(set(sample_rates))
         for _, group in groupby(rows, key=lambda row: (row["source"], row["path"], row["member"])):
-            yield from self._read_recording(_cuts(group), rates)
+            yield from self._read_recording(_cuts(group), rates, fetched)
+
+    def place(self, row: Row) -> Place:
+        """Where a row's recording is now."""
+        source_root = self._source_roots.get(row["source"]) or row["source_root"]
+        version = row["version"]
+        if source_root != row["source_root"] and etag_of(version) is not None:
+            version = None  # the same bytes, uploaded elsewhere, may have another ETag
+        return Place(
+            source_root=source_root,
+            path=row["path"],
+            member=row["member"],
+            member_offset=row["member_offset"],
+            size_bytes=row["size_bytes"],
+            version=version,
+        )
 
     def close(self) -> None:
         self._decoder.close()
@@ -71,44 +91,36 @@ class Reader(AbstractContextManager["Reader"]):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _read_recording(self, cuts: list[_Cut], rates: list[int]) -> Iterator["Waveforms | AudioError"]:
+    def _read_recording(
+        self, cuts: list[_Cut], rates: list[int], fetched: Callable[[], Fetched] | None
+    ) -> Iterator["Waveforms | AudioError"]:
         while cuts:
             run = _ascending_run(cuts)
             cuts = cuts[len(run) :]
             done = 0
             try:
-                for result in self._read_run(run, rates):
+                for result in self._read_run(run, rates, fetched):
                     yield from result
                     done += 1
             except AudioError as error:  # nothing further can be read in this pass
                 row = run[0].rows[0]
-                source_root = self._root_of(row)
-                if not os.path.isdir(source_root):
-                    raise RunFailed(
-                        f"The source folder {source_root} is not there (any more), so its recordings cannot be read. "
-                        "Mount it, or say where it is now with --source NAME=FOLDER; then run the command again."
-                    ) from error
+                _require_source(self.place(row).source_root, error)
                 if error.kind == "corrupt" and len(run) > 1 and row["format"] in SEEKABLE_FORMATS:
                     # each of the rest in a pass of its own, so that what is good does not depend on its neighbours
                     for cut in run[done:]:
-                        yield from self._read_recording([cut], rates)
+                        yield from self._read_recording([cut], rates, fetched)
                 else:
                     yield from [error] * sum(len(cut.rows) for cut in run[done:])
 
-    def _read_run(self, run: list[_Cut], rates: list[int]) -> Iterator[list["Waveforms | AudioError"]]:
+    def _read_run(
+        self, run: list[_Cut], rates: list[int], fetched: Callable[[], Fetched] | None
+    ) -> Iterator[list["Waveforms | AudioError"]]:
         """For each cut, in order, what its rows get. Raises `AudioError` where nothing further can be read."""
         row = run[0].rows[0]
         for rate in rates:
             if not can_resample(row["sample_rate"], rate):
                 raise AudioError("unsupported", f"{row['sample_rate']:,} Hz cannot be resampled to {rate:,} Hz")
-        place = Place(
-            source_root=self._root_of(row),
-            path=row["path"],
-            member=row["member"],
-            member_offset=row["member_offset"],
-            size_bytes=row["size_bytes"],
-        )
-        with self._opener.open(place) as opened:
+        with self._opener.open(self.place(row), fetched) as opened:
             spans = [cut.span for cut in run]
             pieces = self._decoder.decode(opened, format=row["format"], spans=spans)
             index, piece_NC = next(pieces, (len(run), None))
@@ -156,9 +168,6 @@ class Reader(AbstractContextManager["Reader"]):
             results.append(waveforms)
         return results
 
-    def _root_of(self, row: Row) -> str:
-        return self._source_roots.get(row["source"]) or row["source_root"]
-
     def _require_separator(self) -> Separator:
         assert self._separator is not None, "rows that were separated come with a separator"
         return self._separator
@@ -178,6 +187,23 @@ def load_separator(root: Root, sha256: str) -> Separator:
         raise RunFailed(
             f"{root.join(relative)}, with which the corpus was separated, is not there. Restore it from a backup, or "
             "build the corpus again in another root."
+        ) from error
+
+
+def _require_source(source_root: str, error: AudioError) -> None:
+    """Raise `RunFailed` where a recording cannot be read because its whole source is gone."""
+    if not is_remote(source_root):
+        there = os.path.isdir(source_root)
+    elif error.kind == "missing":
+        store, path = open_store(source_root)
+        with store_errors(source_root):
+            there = store.exists(path)
+    else:
+        return
+    if not there:
+        raise RunFailed(
+            f"The source folder {source_root} is not there (any more), so its recordings cannot be read. "
+            "Mount it, or say where it is now with --source NAME=FOLDER; then run the command again."
         ) from error
 
 

@@ -1,4 +1,7 @@
-"""Opens recordings wherever they lie: files, members of tars, rows of Parquet and Arrow tables; extracts nothing."""
+"""Opens recordings wherever they lie: files, members of tars, rows of Parquet and Arrow tables; extracts nothing.
+
+On disks and in object stores alike.
+"""
 
 import gzip
 import os
@@ -6,21 +9,26 @@ import stat
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..storage.stores import is_remote
 from .entries import AudioError
-from .opened import OpenRecording
+from .format_bytes import Part, RangesFile
+from .opened import OpenRecording, etag_of, etag_version, is_other_version, sample_version
+from .remote import FIRST_BYTES, ObjectRanges, RemoteObject
 from .source_paths import full_path, open_regular, plain_path
 from .source_tar import TAR_SUFFIXES
 
 MAX_HELD_BYTES = 2 << 30  # of a recording that has to be taken out of its container into memory
+WHOLE_BYTES = 16 << 20  # of a recording in a store that is fetched whole, by one request, to be read from end to end
 _BATCH_ROWS = 16  # of a table, read at a time,
 _BATCH_BYTES = 256 << 20  # or as many as are so large together
 _PIECE_BYTES = 1 << 20
@@ -37,50 +45,133 @@ class Place:
     member: str = ""
     member_offset: int | None = None
     size_bytes: int | None = None  # what it had when the corpus was built; None: not known yet
+    version: str | None = None  # what its bytes were then, see `opened.is_other_version`; None: not to be compared
 
     @property
     def in_order_only(self) -> bool:
         """Whether it is reached by reading its container from the front."""
         return bool(self.member) and self.member_offset is None
 
+    @property
+    def is_object(self) -> bool:
+        """Whether it is (a range of) an object of a store."""
+        return not self.in_order_only and (is_remote(self.path) or is_remote(self.source_root))
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is known to be small enough to be fetched whole."""
+        return self.size_bytes is not None and self.size_bytes <= WHOLE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """An object, and its bytes from `begin` on: all of a recording, or the first of them."""
+
+    remote: RemoteObject
+    begin: int
+    content: bytes
+
+
+def fetch_first(place: Place, num_bytes: int = FIRST_BYTES) -> Fetched:
+    """The first bytes of a recording that is an object. Raises `AudioError`, `StoreTrouble`."""
+    remote = RemoteObject(full_path(place.source_root, place.path), etag=etag_of(place.version))
+    begin = 0 if place.member_offset is None else place.member_offset - _TAR_BLOCK  # with a member's header
+    if place.size_bytes is not None:
+        num_bytes = min(num_bytes, place.size_bytes + _TAR_BLOCK)
+    return Fetched(remote, begin, remote.fetch(begin, begin + num_bytes))
+
+
+def fetch_to_end(place: Place) -> Fetched:
+    """All of a recording that is an object, if it is small, else its first bytes. Raises as `fetch_first` does."""
+    return fetch_first(place, WHOLE_BYTES + _TAR_BLOCK if place.is_small else FIRST_BYTES)
+
 
 class Opener(AbstractContextManager["Opener"]):
-    """Opens recordings, keeping its place in the container it read last. For one thread at a time."""
+    """Opens recordings, keeping its place in the container it read last. For one thread at a time.
 
-    def __init__(self) -> None:
+    `fetch` gets the beginning of recordings in stores: `fetch_to_end` where they are meant to be read to their ends.
+    """
+
+    def __init__(self, fetch: Callable[[Place], Fetched] = fetch_first) -> None:
+        self._fetch = fetch
         self._path = ""
         self._container: _Container | None = None
+        self._held: tuple[Place, OpenRecording] | None = None  # the one in memory that was opened last
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="ranges")
 
-    def open(self, place: Place) -> OpenRecording:
-        """The recording's bytes. Raises `AudioError` if they are not there, or not those the corpus was built of."""
-        name = os.path.basename(place.member or place.path)
+    def open(self, place: Place, fetched: Callable[[], Fetched] | None = None) -> OpenRecording:
+        """The recording's bytes. Raises `AudioError` if they are not there, or not those the corpus was built of.
+
+        `fetched` gives what is fetched of it, where somebody does so ahead. Raises `StoreTrouble` if a store fails.
+        """
         try:
-            full = full_path(place.source_root, place.path)
-            if not place.in_order_only:
-                return _open_file(full, name, place)
-            _require_regular(full)
-            fd, size = _in_memory(self._pieces(full, place.member))
+            opened = self._open(place, fetched)
         except FileNotFoundError as error:
             raise AudioError("missing", "the file is not there") from error
         except (OSError, ValueError, tarfile.TarError, pa.ArrowException, EOFError, zlib.error) as error:
-            self.close()  # its place in the container is lost
+            self._leave_container()  # its place in it is lost
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise AudioError("unreadable", f"it cannot be opened: {reason}") from error
-        opened = OpenRecording(fd=fd, offset=0, size=size, whole=True, name=name)
+        except AudioError as error:
+            if place.in_order_only and error.kind in ("changed", "missing"):
+                self._leave_container()
+            raise
         try:
-            _require_size(place, size)
+            _require_same(place, opened)
         except AudioError:
-            os.close(fd)
+            opened.__exit__()
             raise
         return opened
 
     def close(self) -> None:
-        if self._container is not None:
-            self._container.close()
-            self._container = None
+        self._leave_container()
+        self._let_go()
+        self._background.shutdown(wait=False, cancel_futures=True)
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _open(self, place: Place, fetched: Callable[[], Fetched] | None) -> OpenRecording:
+        name = os.path.basename(place.member or place.path)
+        if place.is_object:
+            return self._open_object(name, place, fetched)
+        full = full_path(place.source_root, place.path)
+        if not is_remote(full):
+            _require_regular(full)
+        if not place.in_order_only:
+            return _open_file(full, name, place)
+        fd, size = _in_memory(self._pieces(full, place.member))
+        return OpenRecording(content=fd, offset=0, size=size, name=name, version=sample_version(fd, 0, size))
+
+    def _open_object(self, name: str, place: Place, fetched: Callable[[], Fetched] | None) -> OpenRecording:
+        """A recording in a store: in memory, if all of it was fetched, else by ranges."""
+        if self._held is None or self._held[0] != place:
+            self._let_go()
+            found = fetched() if fetched is not None else self._fetch(place)
+            offset, size = _extent(place, found.content, found.remote.size)
+            version = etag_version(found.remote.etag)
+            if found.begin + len(found.content) < offset + size:
+                ranges = ObjectRanges(
+                    found.remote, offset + size, self._background, begin=found.begin, first=found.content
+                )
+                return OpenRecording(content=ranges, offset=offset, size=size, name=name, version=version)
+            fd, _ = _in_memory(iter([memoryview(found.content)[offset - found.begin :][:size]]))
+            if place.version is not None and etag_of(place.version) is None:
+                version = sample_version(fd, 0, size)  # the corpus was built of files
+            self._held = place, OpenRecording(content=fd, offset=0, size=size, name=name, version=version)
+        held = self._held[1]
+        assert isinstance(held.content, int)
+        return replace(held, content=os.dup(held.content))
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            self._held[1].__exit__()
+            self._held = None
+
+    def _leave_container(self) -> None:
+        if self._container is not None:
+            self._container.close()
+            self._container = None
 
     def _pieces(self, path: str, member: str) -> Iterator[Any]:
         """A member's bytes: the container is read on from where it was left, else once more from its start."""
@@ -89,9 +180,11 @@ class Opener(AbstractContextManager["Opener"]):
                 return self._container.read(member)
             except KeyError:
                 pass
-        self.close()
+        self._leave_container()
         self._path = path
-        self._container = _CompressedTar(path) if path.lower().endswith(TAR_SUFFIXES) else _Table(path)
+        object = _seekable(path, self._background) if is_remote(path) else None
+        kind = _CompressedTar if path.lower().endswith(TAR_SUFFIXES) else _Table
+        self._container = kind(path, object)
         try:
             return self._container.read(member)
         except KeyError:
@@ -109,8 +202,8 @@ class _Container(Protocol):
 
 
 class _CompressedTar:
-    def __init__(self, path: str) -> None:
-        self._raw = open_regular(path)
+    def __init__(self, path: str, object: Part | None) -> None:
+        self._raw: Any = object or open_regular(path)
         # tarfile's own streams end with the first of several gzip members
         plain: Any = gzip.GzipFile(fileobj=self._raw)
         try:
@@ -139,8 +232,9 @@ class _CompressedTar:
 class _Table:
     """Parquet, or the Arrow streams and files that Hugging Face's `save_to_disk` writes."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, object: Part | None) -> None:
         self._path = path
+        self._object = object
         self._column = ""
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._batch: pa.RecordBatch | None = None
@@ -153,7 +247,7 @@ class _Table:
         if column != self._column:
             self.close()
             self._column = column
-            self._file, self._batches = _batches(self._path, column)
+            self._file, self._batches = _batches(self._path, self._object, column)
             self._batch, self._begin = None, 0
         if row < self._begin:
             raise KeyError(member)
@@ -178,14 +272,17 @@ class _Table:
             self._file = None
 
 
-def _batches(path: str, column: str) -> tuple[Any, Iterator[pa.RecordBatch]]:
+def _batches(path: str, object: Part | None, column: str) -> tuple[Any, Iterator[pa.RecordBatch]]:
     if not path.lower().endswith(".arrow"):
-        file = pq.ParquetFile(path)
+        # without a buffer, a column of a row group, which may be gigabytes of audio, would be fetched in one piece
+        file = pq.ParquetFile(path) if object is None else pq.ParquetFile(object, buffer_size=_PIECE_BYTES)
         if column not in file.schema_arrow.names:
             raise KeyError(column)
         return file, file.iter_batches(batch_size=_rows_at_once(file, column), columns=[column], use_threads=False)
-    source = pa.memory_map(path)
-    if source.read_at(len(_ARROW_FILE), 0) == _ARROW_FILE:
+    source = pa.memory_map(path) if object is None else pa.PythonFile(object, mode="r")
+    begin = source.read(len(_ARROW_FILE))
+    source.seek(0)
+    if begin == _ARROW_FILE:
         table = pa.ipc.open_file(source)
         batches = (table.get_batch(number) for number in range(table.num_record_batches))
     else:
@@ -209,19 +306,34 @@ def _open_file(full: str, name: str, place: Place) -> OpenRecording:
     _require_regular(full)
     fd = os.open(full, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        size = os.fstat(fd).st_size
-        if place.member_offset is None:
-            _require_size(place, size)
-            return OpenRecording(fd=fd, offset=0, size=size, whole=True, name=name)
-        if place.size_bytes is None or size < place.member_offset + place.size_bytes:
-            raise AudioError("changed", "the tar is shorter than when the corpus was built")
-        header = os.pread(fd, _TAR_BLOCK, place.member_offset - _TAR_BLOCK)
-        if _member_size(header) != place.size_bytes:
-            raise AudioError("changed", "another member lies at this place of the tar than when the corpus was built")
-        return OpenRecording(fd=fd, offset=place.member_offset, size=place.size_bytes, whole=False, name=name)
+        head = b"" if place.member_offset is None else os.pread(fd, _TAR_BLOCK, place.member_offset - _TAR_BLOCK)
+        offset, size = _extent(place, head, os.fstat(fd).st_size)
+        return OpenRecording(content=fd, offset=offset, size=size, name=name, version=sample_version(fd, offset, size))
     except BaseException:
         os.close(fd)
         raise
+
+
+def _extent(place: Place, header: bytes, total: int) -> tuple[int, int]:
+    """Where a recording begins in its file or object of `total` bytes, and its size.
+
+    `header` are the bytes before a member of a tar. Raises `AudioError` if the tar is not the one that was listed.
+    """
+    if place.member_offset is None:
+        return 0, total
+    if place.size_bytes is None or total < place.member_offset + place.size_bytes:
+        raise AudioError("changed", "the tar is shorter than when the corpus was built")
+    if _member_size(header[:_TAR_BLOCK]) != place.size_bytes:
+        raise AudioError("changed", "another member lies at this place of the tar than when the corpus was built")
+    return place.member_offset, place.size_bytes
+
+
+def _seekable(uri: str, background: ThreadPoolExecutor) -> Part:
+    """An object as a file, all of it of one version."""
+    remote = RemoteObject(uri)
+    head = remote.fetch(0, FIRST_BYTES)
+    ranges = ObjectRanges(remote, remote.size, background, begin=0, first=head)
+    return Part(RangesFile(ranges), 0, remote.size)
 
 
 def _member_size(header: bytes) -> int | None:
@@ -235,6 +347,16 @@ def _require_regular(path: str) -> None:
     """A FIFO or a device would block for ever, so what it is is asked first."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise AudioError("not-a-file", "not a regular file")
+
+
+def _require_same(place: Place, opened: OpenRecording) -> None:
+    _require_size(place, opened.size)
+    if is_other_version(place.version, opened.version):
+        raise AudioError(
+            "changed",
+            f"it has {opened.size:,} bytes as when the corpus was built, but others: {place.version} then, now "
+            f"{opened.version}",
+        )
 
 
 def _require_size(place: Place, found: int) -> None:

@@ -1,7 +1,7 @@
 """One entry of a source to segments: what its recording is, which spans of it are taken, the rows they become."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +15,10 @@ from .analysis import Found, duration_reason, find_segments, metadata_reason
 from .audio import Limits, Probe, Span
 from .decoder import Decoder, DecoderSettings
 from .entries import AudioError, Entry, Label, Source
+from .opened import OpenRecording, is_other_version
 from .policy import CorpusPolicy
 from .reading import channel_number
-from .recordings import Opener, Place
+from .recordings import Fetched, Opener, Place
 from .source_paths import plain_path
 
 MAX_SEGMENT_S = 12 * 3600
@@ -25,6 +26,7 @@ _PAUSES = frozenset({"", "sil", "<sil>", "sp", "<eps>", "silence"})  # words tha
 _REMEMBERED = 256  # probes, for manifests with many entries of one recording
 
 Row = dict[str, Any]
+_Bytes = tuple[int, str | None]  # size and version
 
 
 @dataclass(slots=True)
@@ -32,8 +34,13 @@ class KnownRecording:
     """What a corpus holds of a recording."""
 
     size_bytes: int | None
+    version: str | None
     probe: Probe | None
     spans: list[tuple[int, int]] = field(default_factory=list)  # start and end samples of its segments
+
+    def is_same(self, size_bytes: int | None, version: str | None) -> bool:
+        """Whether bytes of this size and version are those that the corpus has, as far as that can be told."""
+        return self.size_bytes == size_bytes and not is_other_version(self.version, version)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +48,7 @@ class Finding:
     """What was found behind an entry."""
 
     size_bytes: int | None = None
+    version: str | None = None
     probe: Probe | AudioError | None = None  # None: nothing to make rows of
     segments: dict[str, list[Found]] | None = None  # by channel; None: the recording was not listened to
     left_out: Counter[str] = field(default_factory=Counter)
@@ -55,10 +63,16 @@ class Prober(AbstractContextManager["Prober"]):
         self._limits = limits
         self._decoder = Decoder(settings)
         self._opener = Opener()
-        self._probes: OrderedDict[tuple[str, str], tuple[int, Probe | AudioError]] = OrderedDict()
+        self._probes: OrderedDict[tuple[str, str], tuple[_Bytes, Probe | AudioError]] = OrderedDict()
 
-    def find(self, source_root: str, entry: Entry, known: KnownRecording | None) -> Finding:
-        """What an entry's recording is; `known` is what the corpus has of it."""
+    def find(
+        self,
+        source_root: str,
+        entry: Entry,
+        known: KnownRecording | None,
+        fetched: Callable[[], Fetched] | None = None,
+    ) -> Finding:
+        """What an entry's recording is; `known` is what the corpus has of it, `fetched` gives its first bytes."""
         reason = metadata_reason(entry.language, entry.speaker, self._policy)
         if reason:
             return Finding(left_out=Counter([reason]))
@@ -66,7 +80,7 @@ class Prober(AbstractContextManager["Prober"]):
         try:
             if entry.error is not None:
                 raise entry.error
-            self._find(source_root, entry, known, finding)
+            self._find(entry_place(source_root, entry), entry, known, fetched, finding)
         except AudioError as error:
             finding.probe = error
         return finding
@@ -78,22 +92,22 @@ class Prober(AbstractContextManager["Prober"]):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _find(self, source_root: str, entry: Entry, known: KnownRecording | None, finding: Finding) -> None:
+    def _find(
+        self,
+        place: Place,
+        entry: Entry,
+        known: KnownRecording | None,
+        fetched: Callable[[], Fetched] | None,
+        finding: Finding,
+    ) -> None:
         _require_name(entry)
-        place = Place(
-            source_root=source_root,
-            path=entry.path,
-            member=entry.member,
-            member_offset=entry.member_offset,
-            size_bytes=entry.size_bytes,
-        )
-        with self._opener.open(place) as opened:
-            finding.size_bytes = opened.size
+        with self._opener.open(place, fetched) as opened:
+            finding.size_bytes, finding.version = opened.size, opened.version
             key = (entry.path, entry.member)
-            same = known if known is not None and known.size_bytes == opened.size else None
+            same = known if known is not None and known.is_same(opened.size, opened.version) else None
             if same is not None and same.probe is not None:
                 probe = same.probe
-            elif key in self._probes and self._probes[key][0] == opened.size:
+            elif key in self._probes and self._probes[key][0] == (opened.size, opened.version):
                 probe = self._probes[key][1]
             else:
                 probe = self._probe(opened, key)
@@ -120,15 +134,26 @@ class Prober(AbstractContextManager["Prober"]):
                 finding.segments[channel] = found
                 finding.left_out.update(left_out)
 
-    def _probe(self, opened: Any, key: tuple[str, str]) -> Probe | AudioError:
+    def _probe(self, opened: OpenRecording, key: tuple[str, str]) -> Probe | AudioError:
         try:
             probe: Probe | AudioError = self._decoder.probe(opened, self._limits)
         except AudioError as error:
             probe = error
-        self._probes[key] = (opened.size, probe)
+        self._probes[key] = ((opened.size, opened.version), probe)
         if len(self._probes) > _REMEMBERED:
             self._probes.popitem(last=False)
         return probe
+
+
+def entry_place(source_root: str, entry: Entry) -> Place:
+    """Where an entry's recording is."""
+    return Place(
+        source_root=source_root,
+        path=entry.path,
+        member=entry.member,
+        member_offset=entry.member_offset,
+        size_bytes=entry.size_bytes,
+    )
 
 
 def segment_rows(
@@ -145,6 +170,7 @@ def segment_rows(
         "member": entry.member,
         "member_offset": entry.member_offset,
         "size_bytes": finding.size_bytes,
+        "version": finding.version,
         "text": entry.text,
         "speaker": entry.speaker,
         "language": entry.language,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ..tokenizers.spec import UserError
 from .entries import Entry
+from .files import is_file, is_folder
 from .source_manifests import manifest_lines
 from .source_paths import find_path
 from .source_rows import LineErrors, Mistake, checked_path, checked_span, manifest_error
@@ -16,7 +17,7 @@ _CHANNELS = {"A": 0, "B": 1, "1": 0, "2": 1}
 
 def is_kaldi(path: str) -> bool:
     """Whether this is a Kaldi data folder, or its wav.scp."""
-    return os.path.isfile(os.path.join(path, "wav.scp")) or os.path.basename(path) == "wav.scp"
+    return is_file(os.path.join(path, "wav.scp")) or os.path.basename(path) == "wav.scp"
 
 
 def kaldi_entries(path: str) -> Iterator[Entry]:
@@ -25,13 +26,13 @@ def kaldi_entries(path: str) -> Iterator[Entry]:
     Paths count from the folder, then from the current directory. A recording that is a command or lies in an
     archive is refused: nothing is run. The tables are held in memory.
     """
-    folder = path if os.path.isdir(path) else os.path.dirname(path)
-    if not os.path.isfile(os.path.join(folder, "wav.scp")):
+    folder = path if is_folder(path) else os.path.dirname(path)
+    if not is_file(os.path.join(folder, "wav.scp")):
         raise UserError(f"{folder} holds no wav.scp, so it is no Kaldi data folder.")
     text, speaker, language = (_table(folder, name) for name in ("text", "utt2spk", "utt2lang"))
     channels = _channels(folder)
     paths = _recordings(folder)
-    if not os.path.isfile(os.path.join(folder, "segments")):
+    if not is_file(os.path.join(folder, "segments")):
         spans = ((name, name, 0.0, None) for name in paths)
     else:
         spans = _segments(folder, paths)
@@ -62,7 +63,7 @@ def _rows(folder: str, name: str, expected: str) -> Iterator[tuple[int, str, str
 
 def _table(folder: str, name: str) -> dict[str, str]:
     """A file's values by utterance; empty if the folder does not have the file."""
-    if not os.path.isfile(os.path.join(folder, name)):
+    if not is_file(os.path.join(folder, name)):
         return {}
     return {key: rest for _, key, rest in _rows(folder, name, "UTTERANCE VALUE.") if rest}
 
@@ -73,13 +74,13 @@ def _recordings(folder: str) -> dict[str, str]:
     paths: dict[str, str] = {}
     for number, key, rest in _rows(folder, "wav.scp", expected):
         try:
-            paths[key] = find_path(_plain_file(rest), folder)
+            paths[key] = find_path(_plain_file(rest, folder), folder)
         except LineErrors as error:
             raise manifest_error(manifest, number, error, expected) from error
     return paths
 
 
-def _plain_file(value: str) -> str:
+def _plain_file(value: str, folder: str) -> str:
     if not value:
         raise Mistake("the path is missing")
     if value.endswith("|") or value.startswith("|"):
@@ -88,7 +89,7 @@ def _plain_file(value: str) -> str:
         raise Mistake(
             f"{value[:200]!r} is a place in a Kaldi archive, which wavemill does not read; use wav-copy to get files"
         )
-    return checked_path(value)
+    return checked_path(value, folder)
 
 
 def _segments(folder: str, paths: dict[str, str]) -> Iterator[tuple[str, str, float, float | None]]:
@@ -108,7 +109,7 @@ def _segments(folder: str, paths: dict[str, str]) -> Iterator[tuple[str, str, fl
 
 def _channels(folder: str) -> dict[str, int]:
     """Channels by recording, from reco2file_and_channel: A or 1 is the first, B or 2 the second."""
-    if not os.path.isfile(os.path.join(folder, "reco2file_and_channel")):
+    if not is_file(os.path.join(folder, "reco2file_and_channel")):
         return {}
     expected = "RECORDING FILE CHANNEL, the channel A or B."
     found: dict[str, int] = {}

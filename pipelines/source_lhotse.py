@@ -5,8 +5,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from ..storage.stores import is_remote
 from ..tokenizers.spec import UserError
 from .entries import Entry, Label
+from .files import is_file, is_folder, tree_of
 from .source_manifests import json_objects
 from .source_paths import find_path
 from .source_rows import LineErrors, Mistake, checked_path, checked_span, clean_text, manifest_error
@@ -30,13 +32,9 @@ def lhotse_part(fields: Mapping[str, Any]) -> str | None:
 def lhotse_files(folder: str) -> dict[str, list[str]]:
     """The names of a folder's manifests, by what their names say they hold. Raises `UserError`."""
     found: dict[str, list[str]] = {}
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise UserError(f"Cannot list {folder!r}: {error.strerror}.") from error
-    for name in names:
+    for name, _ in tree_of(folder).names(""):
         match = _NAMES.fullmatch(name)
-        if match and not name.startswith("."):
+        if match:
             found.setdefault(match[1], []).append(name)
     return found
 
@@ -48,8 +46,8 @@ def lhotse_entries(path: str) -> Iterator[Entry]:
     name differs only in that word; those are held in memory. Times in alignments count from the recording's start,
     as Lhotse has it.
     """
-    folder = path if os.path.isdir(path) else os.path.dirname(path)
-    if os.path.isdir(path):
+    folder = path if is_folder(path) else os.path.dirname(path)
+    if is_folder(path):
         files = lhotse_files(path)
         names = files.get("cuts") or files.get("recordings")
         if not names:
@@ -84,7 +82,7 @@ def _supervisions(folder: str, recordings: str) -> dict[str, list[dict[str, Any]
     """Supervisions by recording, from the file beside `recordings`; empty if there is none."""
     beside = recordings.replace("recordings", "supervisions")
     stem = beside.removesuffix(".gz")
-    name = next((name for name in (beside, stem, f"{stem}.gz") if os.path.isfile(os.path.join(folder, name))), None)
+    name = next((name for name in (beside, stem, f"{stem}.gz") if is_file(os.path.join(folder, name))), None)
     found: dict[str, list[dict[str, Any]]] = {}
     if name is None or name == recordings:
         return found
@@ -128,9 +126,9 @@ def _place(recording: dict[str, Any], channels: int | list[int], folder: str) ->
     source = next((source for source in recording["sources"] if set(wanted) <= set(source["channels"])), None)
     if source is None:
         raise Mistake(f"no file of the recording holds the channels {wanted} together")
-    if source["type"] != "file":
+    if source["type"] != "file" and not (source["type"] == "url" and is_remote(source["source"])):
         raise Mistake(f"the audio is of the type {source['type']!r}, and wavemill opens only files; save it first")
-    path = find_path(checked_path(source["source"]), folder)
+    path = find_path(checked_path(source["source"], folder), folder)
     held = source["channels"]
     if set(wanted) == set(held):
         return path, None

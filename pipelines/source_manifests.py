@@ -10,8 +10,9 @@ from typing import Any, BinaryIO, cast
 
 from ..tokenizers.spec import UserError
 from .entries import AudioError, Entry
+from .files import Tree, is_file, is_folder, tree_of
 from .source_paths import MAX_SIDE_BYTES, open_regular
-from .source_rows import PATH_KEYS, ROW_KEYS, LineErrors, Mistake, checked_path, clean_text, entry_of, manifest_error
+from .source_rows import PATH_KEYS, ROW_KEYS, LineErrors, Mistake, checked_name, clean_text, entry_of, manifest_error
 
 _JSON_LINE = (
     'one JSON object per line with "audio_filepath" and, if you like, "offset", "duration" (seconds), "text", '
@@ -95,16 +96,16 @@ def csv_entries(manifest: str, text_column: str | None = None) -> Iterator[Entry
 
 def is_common_voice(path: str) -> bool:
     """Whether this is a language's folder of Common Voice, or one of its lists."""
-    folder = path if os.path.isdir(path) else os.path.dirname(path)
-    if not os.path.isdir(os.path.join(folder, "clips")):
+    folder = path if is_folder(path) else os.path.dirname(path)
+    if not is_folder(os.path.join(folder, "clips")):
         return False
-    lists = ("validated.tsv", *_COMMON_VOICE_FILES) if os.path.isdir(path) else (os.path.basename(path),)
+    lists = ("validated.tsv", *_COMMON_VOICE_FILES) if is_folder(path) else (os.path.basename(path),)
     return any(_is_clip_list(os.path.join(folder, name)) for name in lists)
 
 
 def common_voice_entries(path: str, text_column: str | None = None) -> Iterator[Entry]:
     """Clips of the list named, of validated.tsv in a folder, or of all lists where that one is missing."""
-    if not os.path.isdir(path):
+    if not is_folder(path):
         folder, lists = os.path.dirname(path), [path]
     else:
         folder = path
@@ -119,7 +120,7 @@ def common_voice_entries(path: str, text_column: str | None = None) -> Iterator[
                 if not name:
                     raise Mistake("the path is missing")
                 name = name if name.lower().endswith(".mp3") else f"{name}.mp3"  # the first releases left it out
-                clip = {**fields, "path": f"clips/{checked_path(name)}"}
+                clip = {**fields, "path": f"clips/{checked_name(name)}"}
                 yield entry_of(clip, folder, text_column=text_column)
             except LineErrors as error:
                 raise manifest_error(manifest, number, error, _TABLE_LINE) from error
@@ -127,8 +128,8 @@ def common_voice_entries(path: str, text_column: str | None = None) -> Iterator[
 
 def is_ljspeech(path: str) -> bool:
     """Whether this is a folder like LJSpeech's (metadata.csv with `|`, wavs/), or its metadata.csv."""
-    manifest = os.path.join(path, "metadata.csv") if os.path.isdir(path) else path
-    if not os.path.isfile(manifest) or not os.path.isdir(os.path.join(os.path.dirname(manifest), "wavs")):
+    manifest = os.path.join(path, "metadata.csv") if is_folder(path) else path
+    if not is_file(manifest) or not is_folder(os.path.join(os.path.dirname(manifest), "wavs")):
         return False
     cells = first_line(manifest).decode("utf-8", "replace").strip("\r\n").lower().split("|")
     return len(cells) in (2, 3) and not set(cells) & set(PATH_KEYS)
@@ -136,8 +137,9 @@ def is_ljspeech(path: str) -> bool:
 
 def ljspeech_entries(path: str) -> Iterator[Entry]:
     """Rows `ID|text|normalised text`; the recording is wavs/ID.wav, the text the normalised one where there is one."""
-    manifest = os.path.join(path, "metadata.csv") if os.path.isdir(path) else path
+    manifest = os.path.join(path, "metadata.csv") if is_folder(path) else path
     root = os.path.dirname(manifest)
+    beside = tree_of(root)
     for number, line in manifest_lines(manifest):
         if not line.strip():
             continue
@@ -145,21 +147,21 @@ def ljspeech_entries(path: str) -> Iterator[Entry]:
             name, *texts = line.decode("utf-8-sig").rstrip("\r\n").split("|")
             if not name or len(texts) not in (1, 2):
                 raise Mistake(f"there are {len(texts) + 1} cells")
-            audio = _lj_file(root, f"wavs/{checked_path(name)}")
+            audio = _lj_file(beside, f"wavs/{checked_name(name)}")
             yield Entry(path=os.path.normpath(audio), text=clean_text(texts[-1] or texts[0]))
         except LineErrors as error:
             raise manifest_error(manifest, number, error, _LJ_LINE) from error
 
 
-def _lj_file(root: str, stem: str) -> str:
+def _lj_file(beside: Tree, stem: str) -> str:
     if stem.lower().endswith(_LJ_SUFFIXES):
         return stem
-    found = (stem + suffix for suffix in _LJ_SUFFIXES if os.path.exists(os.path.join(root, stem + suffix)))
+    found = (stem + suffix for suffix in _LJ_SUFFIXES if beside.has(stem + suffix))
     return next(found, stem + _LJ_SUFFIXES[0])
 
 
 def _is_clip_list(manifest: str) -> bool:
-    if not os.path.isfile(manifest):
+    if not is_file(manifest):
         return False
     columns = first_line(manifest).decode("utf-8", "replace").strip("\ufeff\r\n").split("\t")
     return {"client_id", "path", "sentence"} <= set(columns)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..storage.stores import is_remote
 from ..tokenizers.spec import UserError
 from .entries import AudioError, Entry
 from .source_footer import null_counts
@@ -50,7 +51,9 @@ def is_table(source_root: str, path: str) -> bool:
         return False
     try:
         open_table(source_root, path, audio_column=None, text_column=None)
-    except (AudioError, UserError):
+    except AudioError as error:
+        return is_remote(source_root) and error.kind == "missing"  # it was there when the store was listed
+    except UserError:
         return False
     return True
 
@@ -160,7 +163,7 @@ class _Arrow:
         with open_regular(path) as raw:
             is_file = raw.read(len(_FILE_MAGIC)) == _FILE_MAGIC
         try:
-            self._map = pa.memory_map(path)
+            self._map = pa.PythonFile(open_regular(path), "r") if is_remote(path) else pa.memory_map(path)
             reader = pa.ipc.open_file(self._map) if is_file else pa.ipc.open_stream(self._map)
             self.schema = reader.schema
         except _TableErrors as error:
@@ -295,7 +298,9 @@ def _entry(fields: dict[str, Any], columns: Columns, source_root: str, path: str
             return replace(entry, path=path, member=member)
         if not named:
             raise AudioError("empty", "the table holds neither audio nor a path in this row")
-        return replace(entry, path=relative_path(os.path.join(folder, checked_path(named)), source_root))
+        named = checked_path(named, source_root)
+        beside = named if is_remote(named) else os.path.join(folder, named)
+        return replace(entry, path=relative_path(beside, source_root))
     except AudioError as error:
         return Entry(path=path, member=member, error=error)
     except LineErrors as error:

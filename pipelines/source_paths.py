@@ -2,24 +2,31 @@
 
 import os
 import re
-import stat
-from pathlib import Path
-from typing import BinaryIO
 
+from ..storage.stores import is_remote
 from .audio import identify
 from .entries import AudioError
+from .files import can_be_served
+from .files import open_regular as open_regular
 
 MAX_SIDE_BYTES = 16 << 20  # of a transcript or label file, a line of a manifest
 _ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|pipe:")
 
 
 def is_elsewhere(path: str) -> bool:
-    """Whether a path is a URL or a command: such things are never fetched or run."""
-    return _ELSEWHERE.match(path) is not None
+    """Whether a path is a URL, but of no object store, or a command: such things are never fetched or run."""
+    return _ELSEWHERE.match(path) is not None and not is_remote(path)
 
 
 def full_path(source_root: str, path: str) -> str:
-    """Where a recording is. Raises `AudioError` if its path leaves its source (a link or `..`)."""
+    """Where a recording is: a path or a URI. Raises `AudioError` if its path leaves its source (a link or `..`)."""
+    if is_remote(path):
+        return path  # a manifest names it, so its writer wants it
+    if is_remote(source_root):
+        uri = f"{source_root}/{path}"
+        if not (can_be_served(path) and can_be_served(uri.partition("://")[2])):
+            raise AudioError("outside-source", "the path leads out of its source, or is none that a store has")
+        return uri
     joined = os.path.join(source_root, path)
     if os.path.isabs(path):
         return joined  # a manifest names it, so its writer wants it
@@ -36,6 +43,8 @@ def plain_path(path: str) -> str:
 
 def relative_path(path: str, root: str) -> str:
     """A manifest's path in its one spelling: relative to `root` where it lies below, else as it is."""
+    if is_remote(path):
+        return path.removeprefix(f"{root}/")
     path = os.path.normpath(path)
     if os.path.isabs(path) and path.startswith(root.rstrip(os.sep) + os.sep):
         path = os.path.relpath(path, root)
@@ -44,26 +53,12 @@ def relative_path(path: str, root: str) -> str:
 
 def find_path(path: str, root: str) -> str:
     """`relative_path` for manifests whose paths count from their own folder or from where their tools are started."""
+    if is_remote(path) or is_remote(root):
+        return relative_path(path, root)
     path = os.path.normpath(path)
     if not os.path.isabs(path) and not os.path.lexists(os.path.join(root, path)) and os.path.lexists(path):
         path = os.path.abspath(path)
     return relative_path(path, root)
-
-
-def open_regular(path: str) -> BinaryIO:
-    """Open a regular file. A FIFO or a device would block for ever, so what it is is asked first.
-
-    Raises `AudioError`.
-    """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise AudioError("not-a-file", "not a regular file")
-        return Path(path).open("rb")
-    except FileNotFoundError as error:
-        raise AudioError("missing", "the file is not there") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise AudioError("unreadable", f"the file cannot be opened: {reason}") from error
 
 
 def is_audio(source_root: str, path: str) -> bool:

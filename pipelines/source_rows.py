@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..storage.stores import is_remote
 from ..tokenizers.spec import UserError
 from .entries import Entry
+from .files import can_be_served, whole_path
 from .source_paths import is_elsewhere, relative_path
 
 # in the order they are asked for: Hugging Face, NeMo, Common Voice and whatever people write by hand
@@ -29,6 +31,7 @@ _MAX_CHANNEL = 1_000
 # what reading one line of somebody's manifest may raise
 LineErrors = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 _CREDENTIALS = re.compile(r"(?<=//)[^/]*@")  # never repeated to logs and tables
+_SIGNATURE = re.compile(r"[?&][^/]*signature=", re.IGNORECASE)
 
 
 class Mistake(ValueError):
@@ -61,12 +64,32 @@ def path_of(fields: Mapping[str, Any], root: str) -> str:
         raise Mistake("the key 'audio_filepath' is missing")
     if not isinstance(fields[key], str):
         raise Mistake(f"{key!r} is {_short(fields[key])}, not a path")
-    return relative_path(checked_path(fields[key]), root)
+    return relative_path(checked_path(fields[key], root), root)
 
 
-def checked_path(path: str) -> str:
+def checked_path(path: str, root: str) -> str:
+    """The path of a file, or the URI of an object, that a manifest in the folder `root` names; see `checked_name`."""
+    if not is_remote(path):
+        if is_remote(root) and os.path.isabs(path):
+            raise Mistake(f"{path[:200]!r} is a path of one machine, and this list lies in a store; name the object")
+        return checked_name(path)
+    try:
+        uri = whole_path(path)
+    except UserError as error:
+        raise Mistake(str(error).rstrip(".")) from error
+    if _SIGNATURE.search(uri):
+        raise Mistake(
+            f"{uri.partition('?')[0][:200]!r} comes with a signature, which no table should hold; leave it out"
+        )
+    place = uri.partition("://")[2]
+    if "/" not in place or not can_be_served(place):
+        raise Mistake(f"{uri[:200]!r} names no object: there is no name behind the bucket, or a '.' or '..' in it")
+    return uri
+
+
+def checked_name(path: str) -> str:
     """The path itself. Raises `Mistake` for URLs and commands, which are never fetched or run."""
-    if is_elsewhere(path):
+    if is_elsewhere(path) or is_remote(path):
         said = _CREDENTIALS.sub("...@", path).partition("?")[0][:200]
         raise Mistake(f"{said!r} is a URL or a command; wavemill opens only files, so download it first")
     if "\0" in path:

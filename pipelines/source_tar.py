@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import IO, Any, cast
 
+from ..storage.stores import is_remote
 from .audio import identify
 from .entries import AudioError, Entry
 from .sniff import AUDIO_SUFFIXES, SNIFF_BYTES
@@ -37,7 +38,9 @@ def is_tar(source_root: str, path: str) -> bool:
             head = _plain(raw).read(tarfile.BLOCKSIZE)
         if len(head) < tarfile.BLOCKSIZE or any(head):
             tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
-    except (AudioError, *_TornErrors):
+    except AudioError as error:
+        return is_remote(source_root) and error.kind == "missing"  # it was there when the store was listed
+    except _TornErrors:
         return False
     return True
 

@@ -1,15 +1,25 @@
-"""Where recordings come from: whatever a corpus looks like on disk, as one ordered list of entries."""
+"""Where recordings come from: whatever a corpus looks like on disk or in a store, as one ordered list of entries."""
 
 import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from functools import partial
 from itertools import chain
 
+from ..storage.stores import SCHEMES, is_remote, redacted
 from ..tokenizers.spec import UserError, did_you_mean
 from .entries import AudioError, Entry, Source
-from .source_folder import file_entry, folder_entries, glob_paths, listed_entries, require_listable
+from .files import exists, is_file, is_folder, is_same, matching, tree_of, whole_path
+from .source_folder import (
+    file_entry,
+    folder_entries,
+    glob_paths,
+    listed_entries,
+    require_listable,
+    stray_entries,
+)
 from .source_kaldi import is_kaldi, kaldi_entries
 from .source_lhotse import lhotse_entries, lhotse_files, lhotse_part
 from .source_manifests import (
@@ -75,13 +85,21 @@ def open_source(
         )
     name, path = _split(argument)
     if is_elsewhere(path):
-        raise UserError(f"{path!r} is a URL, and wavemill opens only files and folders: download or mount it first.")
-    if kind == "glob" or (kind == "auto" and glob.has_magic(path) and not os.path.lexists(path)):
+        stores = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise UserError(
+            f"{redacted(path)!r} is a URL, and wavemill opens only files and folders, on a disk or in a store "
+            f"({stores}): download or mount it first."
+        )
+    if is_remote(path):
+        path = whole_path(path)
+    if kind == "glob" or (kind == "auto" and glob.has_magic(path) and not os.path.lexists(path) and not exists(path)):
         source = _glob_source(name, path, exclude)
     else:
-        if not os.path.exists(path):
-            raise UserError(f"There is no file or folder {path!r}. Give a folder, a file, a quoted glob or a manifest.")
-        path = os.path.abspath(path)
+        if not exists(path):
+            bucket = "/".join(path.split("/")[:3])
+            what = f"bucket {bucket!r}" if is_remote(path) and not exists(bucket) else f"file or folder {path!r}"
+            raise UserError(f"There is no {what}. Give a folder, a file, a quoted glob or a manifest.")
+        path = whole_path(path)
         kind = kind_of(path) if kind == "auto" else kind
         _require_columns(path, kind, text_column, audio_column)
         source = _opened(name, path, kind, exclude, text_column, audio_column)
@@ -108,7 +126,7 @@ def kind_of(path: str) -> str:
         return "kaldi"
     if is_common_voice(path):
         return "common-voice"
-    if os.path.isdir(path):
+    if is_folder(path):
         return _kind_of_folder(path)
     lower = path.lower()
     if lower.endswith(_JSON_SUFFIXES):
@@ -142,28 +160,28 @@ def _metadata_file(folder: str) -> str | None:
     """Hugging Face's list of an audio folder, if there is one."""
     for name in ("metadata.csv", "metadata.jsonl"):
         manifest = os.path.join(folder, name)
-        if os.path.isfile(manifest) and b"file_name" in first_line(manifest):
+        if is_file(manifest) and b"file_name" in first_line(manifest):
             return manifest
     return None
 
 
 def _opened(name: str, path: str, kind: str, exclude: str, text_column: str | None, audio_column: str | None) -> Source:
-    is_folder = os.path.isdir(path)
+    is_dir = is_folder(path)
     if kind in ("folder", "librispeech"):
         return _folder_source(name, path, kind, exclude)
-    if kind in ("webdataset", "parquet", "file") and not is_folder:
+    if kind in ("webdataset", "parquet", "file") and not is_dir:
         return _file_source(name, path, kind, text_column, audio_column)
     if kind == "parquet":
         files = saved_files(path)
         return _tables_source(name, path, files, text_column, audio_column)
-    if kind in ("jsonl", "csv") and is_folder:
+    if kind in ("jsonl", "csv") and is_dir:
         manifest = _metadata_file(path)
         if manifest is None:
             raise UserError(f"{path} is a folder without metadata.csv or metadata.jsonl; give the manifest itself.")
         return _checked(name or _name_of(path), path, _manifest_reader(manifest, text_column))
     if kind in ("webdataset", "file"):
         raise UserError(f"{path} is a folder, not a {'tar' if kind == 'webdataset' else 'file'}.")
-    root = path if is_folder else os.path.dirname(path)
+    root = path if is_dir else os.path.dirname(path)
     readers: dict[str, Callable[[], Iterator[Entry]]] = {
         "jsonl": partial(jsonl_entries, path, text_column),
         "csv": partial(csv_entries, path, text_column),
@@ -172,7 +190,7 @@ def _opened(name: str, path: str, kind: str, exclude: str, text_column: str | No
         "common-voice": partial(common_voice_entries, path, text_column),
         "ljspeech": partial(ljspeech_entries, path),
     }
-    by_file = not is_folder and kind in ("jsonl", "csv", "lhotse")
+    by_file = not is_dir and kind in ("jsonl", "csv", "lhotse")
     return _checked(name or (stem_of(path) if by_file else _name_of(root)), root, readers[kind])
 
 
@@ -188,14 +206,15 @@ def _checked(name: str, root: str, entries: Callable[[], Iterator[Entry]]) -> So
 
 
 def _folder_source(name: str, path: str, kind: str, exclude: str) -> Source:
-    if not os.path.isdir(path):
+    if not is_folder(path):
         raise UserError(f"{path} is not a folder.")
-    if os.path.realpath(path) == os.path.realpath(exclude):
+    if exclude and is_same(path, exclude):
         raise UserError(f"{path} is both the source and the root; give the dataset a folder of its own: --to OTHER.")
-    if not require_listable(path, exclude) and kind == "librispeech":
+    tree = tree_of(path, exclude, deep=True)
+    if not require_listable(tree) and kind == "librispeech":
         raise UserError(f"{path} holds no SPEAKER-CHAPTER.trans.txt, so it is not laid out like LibriSpeech.")
     skipped: Counter[str] = Counter()
-    return Source(name or _name_of(path), path, folder_entries(path, exclude, skipped), skipped)
+    return Source(name or _name_of(path), path, folder_entries(tree, skipped), skipped)
 
 
 def _file_source(name: str, path: str, kind: str, text_column: str | None, audio_column: str | None) -> Source:
@@ -238,9 +257,13 @@ def _glob_source(name: str, pattern: str, exclude: str) -> Source:
     fixed = pattern
     while glob.has_magic(fixed):
         fixed = os.path.dirname(fixed)
-    root = os.path.abspath(fixed or ".")
-    paths = glob_paths(pattern, root, exclude)
-    if not paths:
+    root = whole_path(fixed or ".")
+    parts = pattern.removeprefix(f"{root}/").split("/")
+    tree = tree_of(root, exclude, deep="**" in parts)
+    paths = sorted({*matching(tree, parts)}) if is_remote(root) else glob_paths(pattern, root, exclude)
+    strays = [path for path in tree.strays if fnmatchcase(os.path.basename(path), parts[-1])]
+    if not paths and not strays:
         raise UserError(f"The glob {pattern!r} matches no file. (Quote it, and use ** for folders at any depth.)")
     skipped: Counter[str] = Counter()
-    return Source(name or _name_of(root), root, listed_entries(root, paths, skipped), skipped)
+    entries = chain(listed_entries(tree, paths, skipped), stray_entries(strays))
+    return Source(name or _name_of(root), root, entries, skipped)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..storage.root import Root
+from ..storage.schema import require_stream_name
 from ..storage.table import Snapshot
 from ..tokenizers.codebook import Codebook
 from ..tokenizers.numerics import use_one_thread
@@ -145,6 +146,7 @@ def first_difference(theirs: dict[str, str], ours: dict[str, str]) -> tuple[str,
 
 def load_codebook(root: Root, name: str, config: TokenizerConfig) -> Codebook:
     """A codebook of the root, for what `config` names. Raises `UserError` if there is none by that name."""
+    require_stream_name(name)
     try:
         content = root.read_bytes(f"{CODEBOOKS}/{name}.safetensors")
     except FileNotFoundError as error:

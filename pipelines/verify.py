@@ -11,6 +11,7 @@ from ..storage.codes import ShardCodes, list_streams, open_stream, read_codes, s
 from ..storage.parquet import CorruptFile, read_parquet
 from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
+from ..storage.stores import StoreTrouble
 from ..storage.table import Snapshot
 from ..tokenizers.compare import Comparison, compare_codes
 from ..tokenizers.numerics import numerics_class
@@ -181,6 +182,8 @@ def _compare_again(
 def _read_again(row: Row, rates: set[int], reader: Reader) -> Any:
     try:
         return next(reader.read([row], rates))
+    except StoreTrouble:
+        raise
     except RunFailed as error:  # the whole source is gone: here a finding like others
         return AudioError("missing", str(error))
 

@@ -1,8 +1,9 @@
-"""Named places where a test can make a process die, fail or sleep. Off, they cost one comparison.
+"""Named places where a test can make a process die, fail or stand still. Off, they cost one comparison.
 
 `WAVEMILL_FAILPOINTS="shard-written=kill"`: several are separated by commas; actions are `kill` (SIGKILL to this
-process), `segfault`, `eat:MEBIBYTES` (of memory), `raise` and `sleep:SECONDS`; `@3` after an action waits for the third
-hit. With `WAVEMILL_FAILPOINTS_ONCE` naming a folder, each failpoint fires once in all processes together.
+process), `stop` (SIGSTOP: until somebody sends SIGCONT), `segfault`, `eat:MEBIBYTES` (of memory), `raise` and
+`sleep:SECONDS`; `@3` after an action waits for the third hit. With `WAVEMILL_FAILPOINTS_ONCE` naming a folder, each
+failpoint fires once in all processes together.
 """
 
 import os
@@ -31,6 +32,8 @@ def failpoint(name: str) -> None:
         return
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif action == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
     elif action.startswith("eat:"):

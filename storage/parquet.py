@@ -198,7 +198,7 @@ class _told:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        advice = "Restore it from a backup, or make the stream again under another name."
+        advice = "Run `wavemill repair`, or restore it from a backup."
         if isinstance(error, FileNotFoundError):
             raise CorruptFile(f"{self._place} is named by its table but is not there. {advice}") from error
         if isinstance(error, (OSError, EOFError, pa.ArrowException)):

@@ -1,6 +1,7 @@
 """Where a dataset lives: one place that turns a root's name into tables, files and folders."""
 
 import os
+import re
 import sys
 import tempfile
 from bisect import bisect_right
@@ -11,8 +12,10 @@ from typing import Any
 from uuid import uuid4
 
 from ..tokenizers.spec import UserError
-from .stores import StoreTrouble, has_scheme, open_store, store_errors
+from .failpoints import failpoint
+from .stores import StoreTrouble, has_scheme, is_remote, open_store, redacted, store_errors
 
+_HOLDS_KEYS = re.compile(r"[^:]+://([^/]*:[^/]*@|[^?]*\?)")  # KEY:SECRET@BUCKET, PREFIX?SIGNATURE
 _NEAR_BYTES = 16_384  # ranges this near to each other are one request
 
 
@@ -26,7 +29,8 @@ class Root:
             text = os.path.abspath(os.path.expanduser(text.removeprefix("file://")))
         self.uri = text.rstrip("/") or "/"
         if "%" in self.uri:
-            raise UserError(f"The root {self.uri} holds a %, which table names cannot; name another folder.")
+            raise UserError(f"The root {redacted(self.uri)} holds a %, which table names cannot; name another folder.")
+        require_no_keys(self.uri)
         self._fs, self._path = open_store(self.uri)
 
     def __str__(self) -> str:
@@ -113,23 +117,27 @@ class Root:
         In a store, content of two parts or more is sent in parts, of the store's own size if none is given.
         """
         target = f"{self._path}/{relative}"
+        failpoint("before-write")
         if not self.is_local:
             with store_errors(self.join(relative)):
                 self._fs.pipe_file(target, content, **({"chunksize": part_bytes} if part_bytes else {}))
+            failpoint("after-write")
             return
         folder, name = os.path.split(target)
         os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".tmp-", suffix=f"-{name}")
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}-", suffix=".tmp")  # no name that is listed
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
+            failpoint("before-replace")
             os.replace(temporary, target)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+        failpoint("after-write")
 
     def create(self, relative: str, content: bytes) -> bool:
         """Put an object where there is none; False if there is one already."""
@@ -164,6 +172,16 @@ class Root:
         except (StoreTrouble, FileNotFoundError) as error:
             told = str(error) if isinstance(error, StoreTrouble) else f"There is no such bucket: {self.uri}."
             raise UserError(f"Cannot write to the root {self.uri}. {told}") from error
+
+
+def require_no_keys(uri: str) -> None:
+    """Raise `UserError` for a URI in a store that comes with credentials or a signature."""
+    if is_remote(uri) and _HOLDS_KEYS.match(uri):
+        shown = redacted(uri.partition("?")[0])
+        raise UserError(
+            f"{shown} comes with a key or a signature, which would stand in tables and logs. Give "
+            "SCHEME://BUCKET/PREFIX alone, and credentials by the environment (AWS_PROFILE and the like)."
+        )
 
 
 def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from ..tokenizers.spec import StreamSpec, UserError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 # words or phones with their times: samples of the recording, counted from the segment's first
 _LABELS = pa.list_(
@@ -35,6 +35,7 @@ CORPUS_SCHEMA = pa.schema(
         pa.field("separated", pa.int16()),  # which of its separated sources, from 0
         pa.field("format", pa.string()),
         pa.field("size_bytes", pa.int64()),
+        pa.field("version", pa.string()),  # what tells the bytes from others: a hash over a sample, a store's ETag
         pa.field("sample_rate", pa.int32()),
         pa.field("num_channels", pa.int32()),
         pa.field("recording_samples", pa.int64()),  # samples of the whole recording, at sample_rate

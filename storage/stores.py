@@ -19,6 +19,7 @@ from fsspec.config import conf
 from ..tokenizers.spec import RunFailed, UserError
 
 SCHEMES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}  # and what opens them
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9.-]+)?")  # Azure's: CONTAINER@ACCOUNT.HOST
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 # One policy for both libraries: about half a minute of trying, then the run stops with a sentence and may be resumed.
@@ -61,6 +62,13 @@ def has_scheme(uri: str) -> bool:
     return _URI.match(uri) is not None
 
 
+def require_bucket(uri: str) -> None:
+    """Raise `UserError` for the URI of a store in which no bucket stands."""
+    scheme, _, rest = uri.partition("://")
+    if not _BUCKET.fullmatch(rest.partition("/")[0]):
+        raise UserError(f"{redacted(uri)!r} names no bucket: expected {scheme.lower()}://BUCKET/PREFIX.")
+
+
 def open_store(uri: str) -> tuple[Any, str]:
     """The file system that a URI, or a local path, lies in, and its path there. Raises `UserError`.
 
@@ -72,8 +80,8 @@ def open_store(uri: str) -> tuple[Any, str]:
     if not is_remote(uri):
         return fsspec.filesystem("file"), uri
     scheme = uri.partition("://")[0].lower()
-    if not urlsplit(uri).netloc:
-        raise UserError(f"{uri} names no bucket: expected {scheme}://BUCKET/PREFIX.")
+    require_bucket(uri)
+    bucket, slash, key = uri.partition("://")[2].partition("/")
     options: dict[str, Any] = {}
     if scheme == "s3":
         options = {
@@ -85,7 +93,7 @@ def open_store(uri: str) -> tuple[Any, str]:
             },
         }
     try:
-        store, path = fsspec.core.url_to_fs(uri, **options)
+        store, top = fsspec.core.url_to_fs(f"{scheme}://{bucket}", **options)  # which takes `::` in a key for a chain
     except (ImportError, ValueError) as error:
         raise UserError(
             f"{uri} cannot be opened: {error}. Install what reads it: pip install {SCHEMES[scheme]}"
@@ -93,7 +101,7 @@ def open_store(uri: str) -> tuple[Any, str]:
     if scheme == "s3":
         store.retries = _CALL_ATTEMPTS
         _retry_server_errors()
-    return store, path
+    return store, f"{top}{slash}{key}"
 
 
 def table_options(uri: str) -> dict[str, str]:

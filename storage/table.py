@@ -8,9 +8,11 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import deltalake
 import pyarrow as pa
@@ -32,6 +34,7 @@ _COMMIT_ERRORS = (DeltaError, OSError)  # applied, refused or never sent: each m
 _KEEP_HISTORY = {"delta.enableExpiredLogCleanup": "false", "delta.logRetentionDuration": "interval 36500 days"}
 _HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")  # colours
+_REFUSAL = re.compile(r"(?s)(?:<\?xml[^>]*>\s*)?<Error>.*?(?:</Error>|\Z)")  # S3's, which may repeat keys and tokens
 
 
 class StreamTaken(RunFailed):
@@ -115,7 +118,9 @@ def read_snapshot(root: Root, folder: str, *, version: int | None = None) -> Sna
 
 
 def create_table(root: Root, folder: str, *, schema: pa.Schema, metadata: dict[str, Any]) -> Snapshot:
-    """Create an empty table, or take the one that another process created first."""
+    """Create an empty table, or take the one that another process created first. Raises `RunFailed`, `UserError`."""
+    failure: Exception | None = None
+    failpoint("before-create")
     try:
         DeltaTable.create(
             root.join(folder),
@@ -128,111 +133,248 @@ def create_table(root: Root, folder: str, *, schema: pa.Schema, metadata: dict[s
             # tried again after a lost race, a creation would replace the winner's table with ours
             commit_properties=CommitProperties(max_commit_retries=0),
         )
-    except DeltaError:
-        if not _is_table(root, folder):
-            raise
+    except _COMMIT_ERRORS as error:
+        failure = error
+    failpoint("after-create")
     snapshot = read_snapshot(root, folder)
-    assert snapshot is not None
+    if snapshot is None:
+        told = reason(failure) if failure else "it is gone again"
+        raise RunFailed(
+            f"Cannot create the table {root.join(folder)}: {told}. See that there is space and that it may be written "
+            "to, then run again."
+        ) from failure
     return snapshot
+
+
+class TableLog(Protocol):
+    """A table's log as the driver's protocol needs it: seen at one version until it is refreshed, appends or not.
+
+    Any call may raise `DeltaError` or `OSError`. From `append` that says nothing: the commit may have been made, or be
+    made yet.
+    """
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def epoch(self) -> int:
+        """The app transaction of the last commit that carried one; 0 if none did."""
+        ...
+
+    def refresh(self) -> None:
+        """Go to the newest version."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """Raises `UserError` for a table that is not ours."""
+        ...
+
+    def drivers(self) -> list[str]:
+        """Who made the table's last commits, the newest first."""
+        ...
+
+    def append(self, receipts: Sequence[Receipt], *, epoch: int, driver: str) -> None:
+        """Make a commit of these files and this epoch, unless one that carries an epoch came behind our version."""
+        ...
+
+    def remove(self, shards: Sequence[int], *, epoch: int, driver: str) -> None:
+        """Make such a commit in which these shards' files are no longer named. They are there still, and are whole."""
+        ...
+
+    def forget_missing(self, *, epoch: int, driver: str) -> None:
+        """Make such a commit in which files that are not there are no longer named."""
+        ...
+
+
+class DeltaLog:
+    """A table's log through delta-rs, opened at its newest version."""
+
+    def __init__(self, root: Root, folder: str) -> None:
+        self._root = root
+        self._folder = folder  # also the name of the app transaction
+        self._table = _open(root, folder)
+
+    @property
+    def version(self) -> int:
+        return self._table.version()
+
+    @property
+    def epoch(self) -> int:
+        return self._table.transaction_version(self._folder) or 0
+
+    def refresh(self) -> None:
+        self._table.update_incremental()
+
+    def snapshot(self) -> Snapshot:
+        return _snapshot(self._root, self._folder, self._table)
+
+    def drivers(self) -> list[str]:
+        return [commit.get("driver", "") for commit in self._table.history(limit=20)]
+
+    def append(self, receipts: Sequence[Receipt], *, epoch: int, driver: str) -> None:
+        self._table.create_write_transaction(
+            [_add_action(receipt) for receipt in receipts],
+            mode="append",
+            schema=self._table.schema(),
+            commit_properties=self._properties(epoch, driver),
+            post_commithook_properties=_HOOKS,
+        )
+
+    def remove(self, shards: Sequence[int], *, epoch: int, driver: str) -> None:
+        self._table.delete(
+            f"shard IN ({', '.join(map(str, shards))})",  # whole files, which statistics find
+            commit_properties=self._properties(epoch, driver),
+            post_commithook_properties=_HOOKS,
+        )
+
+    def forget_missing(self, *, epoch: int, driver: str) -> None:
+        self._table.repair(
+            commit_properties=self._properties(epoch, driver),
+            post_commithook_properties=_HOOKS,
+        )
+
+    def _properties(self, epoch: int, driver: str) -> CommitProperties:
+        return CommitProperties(custom_metadata={"driver": driver}, app_transactions=[Transaction(self._folder, epoch)])
 
 
 class TableWriter:
     """The one driver that may commit to a table: fences others out when it starts, commits receipts in batches.
 
     A fence is an empty commit that raises the table's app transaction to the next epoch. Each later commit carries
-    the same epoch and is made on a handle on which that epoch was just seen, so another driver's fence makes it fail:
+    the same epoch and is made on a log in which that epoch was just seen, so another driver's fence makes it fail:
     `StreamTaken`. A commit whose answer was lost is looked up in the table before it is judged.
     """
 
-    def __init__(self, root: Root, folder: str) -> None:
+    def __init__(
+        self,
+        root: Root,
+        folder: str,
+        *,
+        open_log: Callable[[Root, str], TableLog] = DeltaLog,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Take the table over. Raises `StreamTaken` if another does so meanwhile, `UserError` if it is not ours."""
         self._root = root
         self._folder = folder
+        self._place = root.join(folder)
+        self._open_log = partial(open_log, root, folder)
+        self._sleep = sleep
         self._driver = uuid.uuid4().hex
-        self._table = self._open()
-        _snapshot(root, folder, self._table)  # refuses what is not ours before it is touched
-        self._epoch = (self._table.transaction_version(self._folder) or 0) + 1
-        self._fence()
-        self._table = self._open()
-        self.snapshot = _snapshot(root, folder, self._table)
+        self._log: TableLog | None = None
+        self._try(self._begin)
+        self._try(self._fence)
+        self._try(self._look)
 
     def commit(self, receipts: Iterable[Receipt]) -> None:
-        """Make these shards part of the table: all of them, once. Raises `StreamTaken`."""
-        missing = {receipt.shard: receipt for receipt in receipts if receipt.shard not in self.snapshot.files}
+        """Make these shards part of the table: all, once. Raises `StreamTaken`, and `RunFailed` if a file is gone."""
+        by_shard = {receipt.shard: receipt for receipt in receipts}
+        self._try(partial(self._append_missing, by_shard))
+
+    def replace(self, receipts: Iterable[Receipt], *, damaged: Collection[int] = ()) -> None:
+        """Put these files in the place of those that the table has for their shards. Raises what `commit` does.
+
+        In two commits: who dies in between leaves shards that the stream lacks, for `tokenize` to make. Versions before
+        this one keep the files that they name, unless `damaged` says that those of a shard cannot be read: these go.
+        """
+        by_shard = {receipt.shard: receipt for receipt in receipts}
+        self._try(partial(self._remove_others, by_shard, damaged))
+        failpoint("shards-removed")
+        self.commit(by_shard.values())
+
+    def _try(self, step: Callable[[], object]) -> None:
+        """Take a step, which begins with a look at the newest version; and again if it fails or its answer is lost."""
         for attempt in range(_COMMIT_ATTEMPTS):
-            self._table.update_incremental()
-            self._require_epoch()
-            if self._table.version() != self.snapshot.version:
-                # an answer of ours was lost, or another tool was here: look, and see that it is still a shard table
-                self.snapshot = _snapshot(self._root, self._folder, self._table)
-                missing = {shard: receipt for shard, receipt in missing.items() if shard not in self.snapshot.files}
-            if not missing:
-                return
-            failpoint("before-commit")
             try:
-                self._append([_add_action(receipt) for _, receipt in sorted(missing.items())])
+                step()
+                return
             except _COMMIT_ERRORS as error:
                 if attempt == _COMMIT_ATTEMPTS - 1:
                     raise self._gave_up(error) from error
-                time.sleep(0.1 * 2**attempt)
-                self._table = self._open()
-                continue
-            failpoint("after-commit")
-            files = dict(sorted({**self.snapshot.files, **missing}.items()))
-            self.snapshot = replace(self.snapshot, version=self.snapshot.version + 1, files=files)
-            return
+                self._log = None  # opened anew: credentials may have expired
+                self._sleep(0.1 * 2**attempt)
+
+    def _begin(self) -> None:
+        log = self._newest()
+        self.snapshot = log.snapshot()  # refuses what is not ours before it is touched
+        self._epoch = log.epoch + 1
 
     def _fence(self) -> None:
-        for attempt in range(_COMMIT_ATTEMPTS):
-            failpoint("before-fence")
-            try:
-                self._append([])
-            except _COMMIT_ERRORS as error:
-                self._table = self._open()
-                seen = self._table.transaction_version(self._folder) or 0
-                if seen >= self._epoch:
-                    if self._fenced_by_us():
-                        return
-                    raise StreamTaken(self._taken()) from error
-                if attempt == _COMMIT_ATTEMPTS - 1:
-                    raise self._gave_up(error) from error
-                time.sleep(0.1 * 2**attempt)
-                continue
-            failpoint("after-fence")
+        log = self._newest()
+        if log.epoch >= self._epoch:
+            # an answer of ours was lost, or another run was faster
+            if self._driver not in log.drivers():
+                raise StreamTaken(self._taken())
             return
+        failpoint("before-fence")
+        log.append([], epoch=self._epoch, driver=self._driver)
+        failpoint("after-fence")
 
-    def _append(self, actions: Sequence[AddAction]) -> None:
-        self._table.create_write_transaction(
-            list(actions),
-            mode="append",
-            schema=self._table.schema(),
-            commit_properties=CommitProperties(
-                custom_metadata={"driver": self._driver},
-                app_transactions=[Transaction(self._folder, self._epoch)],
-            ),
-            post_commithook_properties=_HOOKS,
-        )
-
-    def _require_epoch(self) -> None:
-        if self._table.transaction_version(self._folder) != self._epoch:
+    def _look(self) -> TableLog:
+        """The log at its newest version, in which the epoch is still ours, and its snapshot."""
+        failpoint("before-look")
+        log = self._newest()
+        if log.epoch != self._epoch:
             raise StreamTaken(self._taken())
+        if log.version != self.snapshot.version:
+            # an answer of ours was lost, or another tool was here: see that it is still a shard table
+            self.snapshot = log.snapshot()
+        return log
 
-    def _fenced_by_us(self) -> bool:
-        return any(commit.get("driver") == self._driver for commit in self._table.history(limit=20))
+    def _append_missing(self, receipts: dict[int, Receipt]) -> None:
+        log = self._look()
+        missing = {shard: receipts[shard] for shard in sorted(receipts) if shard not in self.snapshot.files}
+        if not missing:
+            return
+        for receipt in missing.values():
+            self._require_there(receipt)
+        failpoint("before-commit")
+        log.append(list(missing.values()), epoch=self._epoch, driver=self._driver)
+        failpoint("after-commit")
+        files = dict(sorted({**self.snapshot.files, **missing}.items()))
+        self.snapshot = replace(self.snapshot, version=self.snapshot.version + 1, files=files)
+
+    def _remove_others(self, receipts: dict[int, Receipt], damaged: Collection[int]) -> None:
+        log = self._look()
+        named = self.snapshot.files
+        other = [shard for shard in receipts if shard in named and named[shard].file_name != receipts[shard].file_name]
+        for shard in other:
+            if shard in damaged:
+                with suppress(FileNotFoundError):
+                    self._root.remove(f"{self._folder}/{named[shard].file_name}")
+        if set(other) & set(damaged):
+            log.forget_missing(epoch=self._epoch, driver=self._driver)
+            log = self._look()
+        sound = [shard for shard in other if shard in self.snapshot.files and shard not in damaged]
+        if sound:
+            log.remove(sound, epoch=self._epoch, driver=self._driver)
+            self._look()
+
+    def _require_there(self, receipt: Receipt) -> None:
+        """A vacuum may have removed the file of a run that stood still for hours, as on a computer that slept."""
+        if not self._root.exists(f"{self._folder}/{receipt.file_name}"):
+            raise RunFailed(
+                f"{self._place}/{receipt.file_name} was written, but is gone: it was removed before it was committed, "
+                "as a vacuum does if a run stands still for hours. Run the command again: what is missing is made anew."
+            )
+
+    def _newest(self) -> TableLog:
+        if self._log is None:
+            self._log = self._open_log()
+        else:
+            self._log.refresh()
+        return self._log
 
     def _gave_up(self, error: Exception) -> RunFailed:
         return RunFailed(
-            f"Cannot commit to {self._root.join(self._folder)} after {_COMMIT_ATTEMPTS} tries: {reason(error)}. "
+            f"Cannot commit to {self._place} after {_COMMIT_ATTEMPTS} tries: {reason(error)}. "
             "What was committed stays. See that there is space and that it may be written to, then run again."
         )
 
     def _taken(self) -> str:
         return (
-            f"{self._root.join(self._folder)} was taken over by another run that started after this one. "
+            f"{self._place} was taken over by another run that started after this one. "
             "That run goes on; this one stops. Nothing is lost: run the command again when the other has ended."
         )
-
-    def _open(self) -> DeltaTable:
-        return _open(self._root, self._folder)
 
 
 def _open(root: Root, folder: str) -> DeltaTable:
@@ -287,7 +429,12 @@ def _files(root: Root, folder: str, table: DeltaTable) -> dict[int, Receipt]:
 
 
 def _add_action(receipt: Receipt) -> AddAction:
-    stats = {"numRecords": receipt.num_rows, "nullCount": {"error": receipt.num_rows - receipt.num_errors}}
+    stats = {
+        "numRecords": receipt.num_rows,
+        "nullCount": {"error": receipt.num_rows - receipt.num_errors, "shard": 0},
+        "minValues": {"shard": receipt.shard},
+        "maxValues": {"shard": receipt.shard},
+    }
     return AddAction(
         receipt.file_name,
         receipt.size_bytes,
@@ -307,7 +454,8 @@ def _advice(root: Root) -> str:
 
 def reason(error: Exception) -> str:
     """What went wrong, in one line: the system's words, or the last cause in the chain that delta-rs draws."""
-    told = getattr(error, "strerror", None) or redacted(str(error)) or type(error).__name__
+    said = _REFUSAL.sub(lambda answer: ": ".join(re.findall(r"<(?:Code|Message)>([^<]+)", answer[0])), str(error))
+    told = getattr(error, "strerror", None) or redacted(said) or type(error).__name__
     lines = [_ANSI.sub("", line).strip(" .") for line in re.split(r"\n|\u21b3", told)]
     lines = [line for line in lines if line] or [type(error).__name__]
     return lines[-1] if "\u21b3" in told else lines[0]

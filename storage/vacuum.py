@@ -1,6 +1,7 @@
 """Vacuum: shard files that no snapshot needs, such as those of killed runs, are removed."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..tokenizers.spec import UserError
@@ -36,13 +37,15 @@ def vacuum(root: Root, *, older_than_h: float, dry_run: bool) -> list[Leftover]:
     limit = time.time() - older_than_h * 3600
     found = []
     for name, folder in tables:
+        files = root.list_files(folder)  # before the snapshot is read: what a run commits meanwhile is needed
         needed = _needed(root, name, folder, {pin[name].version for pin in pins if name in pin})
-        for file, size_bytes, written in root.list_files(folder):
+        for file, size_bytes, written in files:
             if is_shard_file(file) and file not in needed and written < limit:
                 found.append(Leftover(f"{folder}/{file}", size_bytes))
     for leftover in () if dry_run else found:
-        if root.modified(leftover.path) < limit:  # not written again since it was listed
-            root.remove(leftover.path)
+        with suppress(FileNotFoundError):  # another vacuum was faster
+            if root.modified(leftover.path) < limit:  # not written again since it was listed
+                root.remove(leftover.path)
     return found
 
 

@@ -14,7 +14,8 @@ from wavemill.storage.root import Root
 _NO_ROOT = Root("/nonexistent")
 _DECODER = Decoder(DecoderSettings())  # started when first used, gone when the tests are
 _READER = Reader(_NO_ROOT)
-_PLAIN = {"source": "x", "member": "", "member_offset": None, "channel": "mix", "separated": None, "gain_db": None}
+_PLAIN = {"source": "x", "member": "", "member_offset": None, "version": None, "channel": "mix"}
+_PLAIN |= {"separated": None, "gain_db": None}
 
 
 def probe_at(path: str | Path, limits: Limits | None = None) -> Probe:

@@ -1,5 +1,6 @@
-"""What tests share: the shipped samples, a small finished dataset, the optional recordings beside the repository."""
+"""What tests share: the shipped samples, a small finished dataset, a store, the optional recordings beside the repo."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from object_store import Swift, require_swift, start_swift
 from wavemill.jobs.cli import main
 from wavemill.jobs.codebook import FitOptions, fit_codebook
 from wavemill.jobs.corpus import build_corpus
@@ -49,15 +51,15 @@ def dev_recordings() -> Path:
 @pytest.fixture(scope="session")
 def fitted_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with the samples' corpus in ten shards and small codebooks, but no streams. Copy it to change it."""
+    return _made_once(tmp_path_factory, "fitted", lambda path: _fit(Root(path)))
 
-    def make(path: Path) -> None:
-        root = Root(path)
-        sources = [f"speech={SAMPLES / 'manifest.jsonl'}", f"broken={SAMPLES / 'broken'}"]
-        build_corpus(root, sources, CorpusPolicy(), shard_hours=0.009)
-        fit_codebook(root, TokenizerConfig(tokenizer="mfcc-kmeans"), FitOptions(leave_out_speakers=LEFT_OUT))
-        fit_codebook(root, TokenizerConfig(tokenizer="mel-rvq"), FitOptions(size=64, leave_out_speakers=LEFT_OUT))
 
-    return _made_once(tmp_path_factory, "fitted", make)
+def _fit(root: Root) -> None:
+    """The samples' corpus in ten shards, and small codebooks."""
+    sources = [f"speech={SAMPLES / 'manifest.jsonl'}", f"broken={SAMPLES / 'broken'}"]
+    build_corpus(root, sources, CorpusPolicy(), shard_hours=0.009)
+    fit_codebook(root, TokenizerConfig(tokenizer="mfcc-kmeans"), FitOptions(leave_out_speakers=LEFT_OUT))
+    fit_codebook(root, TokenizerConfig(tokenizer="mel-rvq"), FitOptions(size=64, leave_out_speakers=LEFT_OUT))
 
 
 @pytest.fixture(scope="session")
@@ -77,11 +79,49 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
     return lambda name, make: _made_once(tmp_path_factory, name, make)
 
 
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Swift:
+    """An object store on this machine, one for all processes of a run. `on_swift` has clients find it."""
+    require_swift()
+    base, run = _shared_by_run(tmp_path_factory)
+    with FileLock(base / "swift.lock"):
+        if not (base / "swift.json").exists():
+            (base / "swift.json").write_text(json.dumps(start_swift(run)))
+    return Swift(json.loads((base / "swift.json").read_text()))
+
+
+@pytest.fixture(scope="session")
+def made_in_store(swift: Swift, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What `finished_root` is, made in the object store from the first recording on. Copy it to change it."""
+
+    def make(path: Path) -> None:
+        uri = f"s3://{swift.bucket()}/made/here"
+        with swift.environment():
+            _fit(Root(uri))
+            tokenize(Root(uri), STREAMS, InlineEngine, TokenizeOptions())
+        path.write_text(uri)
+
+    return _made_once(tmp_path_factory, "in-store", make).read_text()
+
+
+@pytest.fixture
+def on_swift(swift: Swift) -> Iterator[Swift]:
+    """`swift`, as the store that all clients find, in this process and those it starts; without faults at first."""
+    swift.clear()
+    with swift.environment():
+        yield swift
+    swift.clear()
+
+
+def _shared_by_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The folder that all processes of a parallel run share, and the process that outlives the others."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent, os.getppid()) if "PYTEST_XDIST_WORKER" in os.environ else (base, os.getpid())
+
+
 def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """A root that the first process of a parallel run makes and the others find."""
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent
+    base, _ = _shared_by_run(tmp_path_factory)
     path, made = base / name / "root", base / f"{name}.made"
     with FileLock(base / f"{name}.lock"):
         if not made.exists():

@@ -46,7 +46,7 @@ class Codebook:
             header = json.loads(metadata[_HEADER_KEY])
             if not isinstance(header, dict):
                 raise ValueError("its header is not an object")
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise UserError(
                 f"Codebook {name} is not a codebook file of wavemill ({error}). Fit one with `wavemill codebook fit`."
             ) from error

@@ -71,6 +71,7 @@ def find_weights(
         raise UserError(_no_safetensors(source, folder))
     for file in files:
         _require_whole(file, source)
+    _require_own(folder, files, source)
     preprocessor = folder / "preprocessor_config.json"
     return Weights(
         name=source,
@@ -175,6 +176,20 @@ def _require_whole(file: Path, source: str) -> None:
         raise UserError(f"{source}/{file.name} is no whole safetensors file ({error}). Fetch it again.") from error
 
 
+def _require_own(folder: Path, files: list[Path], source: str) -> None:
+    """Raise `UserError` for an index of parts that names other files than the weights that lie in the folder."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return
+    parts = _read_json(index, source).get("weight_map")
+    named = set(map(str, parts.values())) if isinstance(parts, dict) else {"nothing"}
+    stray = sorted(named - {file.name for file in files})
+    if stray:
+        raise UserError(
+            f"{source}/{index.name} names {stray[0]!r}, which is no weights file beside it. Fetch it again."
+        )
+
+
 def _read_json(path: Path, source: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
@@ -184,7 +199,7 @@ def _read_json(path: Path, source: str) -> dict[str, Any]:
         raise UserError(
             f"{source} holds no {path.name}: expected a folder in Hugging Face layout, as `save_pretrained` writes it."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{source}/{path.name} cannot be read as JSON ({error}). Fetch it again.") from error
     return content
 

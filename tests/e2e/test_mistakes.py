@@ -298,7 +298,7 @@ def _put_mistaken_files(folder: Path, samples: Path) -> None:
         "file": "a file, not a folder",
         "bad.jsonl": '{"audio_filepath": "x.wav"}\nthis is not JSON\n',
         "nokey.jsonl": '{"audio_filepath": "x.wav"}\n{"text": "x"}\n',
-        "url.jsonl": '{"audio_filepath": "s3://bucket/a.wav"}\n',
+        "url.jsonl": '{"audio_filepath": "https://example.org/a.wav"}\n',
         "offset.jsonl": '{"audio_filepath": "a.wav", "offset": -1}\n',
         "nopath.csv": "name,text\na.wav,hello\n",
         "quote.csv": 'path,text\na.wav,hello\nb.wav,"never closed\n',

@@ -265,6 +265,7 @@ def test_paths_count_from_the_recipes_folder_wherever_it_is_run(tmp_path: Path, 
         "    - here=there\n"
         "    - /data/x\n"
         "    - 's3://bucket/y'\n"
+        "    - 'odd=s3://bucket/[z]/../*.wav'\n"
         "    - '**/*.flac'\n"
         "    - {path: sub/../z, name: last}\n"
         "  separate: weights.pt\n"
@@ -278,9 +279,23 @@ def test_paths_count_from_the_recipes_folder_wherever_it_is_run(tmp_path: Path, 
         f"{folder}/here=there",
         "/data/x",
         "s3://bucket/y",
+        "odd=s3://bucket/[z]/../*.wav",
         f"{tmp_path}/odd [[]name]/**/*.flac",
         f"last={folder}/z",
     ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "corpus.separate=s3://bucket/net.pt",
+        "codebooks=[{tokenizer: mfcc-kmeans, file: 's3://key:canary@bucket/km.npy'}]",
+    ],
+)
+def test_weights_and_centroids_are_files_of_this_machine(line: str, tmp_path: Path):
+    told = _mistake(tmp_path / "recipe.yaml", SMALL, sets=[line])
+    assert "expected a file on this machine" in told
+    assert "canary" not in told.removeprefix(f"--set {line}")
 
 
 def test_init_writes_a_recipe_and_writes_over_nothing_unless_told_to(wavemill_here: Wavemill, tmp_path: Path):

@@ -22,6 +22,7 @@ from wavemill.pipelines import audio
 from wavemill.pipelines.audio import Limits, Probe, Span
 from wavemill.pipelines.decoder import Decoder, DecoderSettings
 from wavemill.pipelines.entries import AudioError
+from wavemill.pipelines.opened import OpenRecording
 from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.pipelines.quarantine import quarantined
 from wavemill.pipelines.recordings import Opener, Place
@@ -318,6 +319,51 @@ def test_the_child_needs_no_names_only_the_descriptor_it_is_given(decoder: Decod
         assert decoder.probe(opened, Limits()).num_samples == RATE
         pieces = [piece_NC for _, piece_NC in decoder.decode(opened, format="wav", spans=[Span(0, RATE)])]
     assert np.array_equal(np.concatenate(pieces)[:, 0], NOISE)
+
+
+GREEDY = """#!{python}
+import socket, struct, sys, time
+link = socket.socket(fileno=int(sys.argv[4]))
+link.sendall(struct.pack("<cII", b"A", 0, 0))
+link.recv(1 << 16)
+while True:
+    for begin, end in ((0, 1 << 40), (900, 1 << 63), (1 << 40, 1 << 50), (7, 3), (1_001, 1_002)):
+        link.sendall(struct.pack("<cII", b"W", 0, 16) + struct.pack("<QQ", begin, end))
+        (size,) = struct.unpack("<I", link.recv(4, socket.MSG_WAITALL))
+        assert not size or len(link.recv(size, socket.MSG_WAITALL)) == size
+    time.sleep(0.05)
+"""
+
+
+def test_a_child_that_asks_for_bytes_gets_only_the_recordings_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what lies in a store the child has no descriptor; here is one that a hostile recording has taken over."""
+    asked: list[tuple[int, int]] = []
+
+    class Store:
+        def read(self, begin: int, end: int) -> bytes:
+            asked.append((begin, end))
+            return bytes(min(end - begin, 100))
+
+        def close(self) -> None: ...
+
+    child = tmp_path / "child"
+    child.write_text(GREEDY.format(python=sys.executable))
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+    greedy = Decoder(HASTY)
+    started = time.monotonic()
+    with (
+        OpenRecording(content=Store(), offset=5_000, size=1_000, name="a.wav", version=None) as opened,
+        pytest.raises(AudioError) as caught,
+    ):
+        greedy.probe(opened, Limits())
+    greedy.close()
+    assert caught.value.kind == "decoder-hang"
+    assert time.monotonic() - started < 30
+    assert len(asked) > 20
+    assert all(5_000 <= begin < end <= 6_000 for begin, end in asked)
 
 
 def test_the_child_imports_nothing_from_the_folder_it_is_started_in(tmp_path: Path) -> None:

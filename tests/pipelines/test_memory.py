@@ -26,7 +26,7 @@ folder, size, use, imported = sys.argv[1], int(sys.argv[2]), use_one_thread(), 0
 imported = grown()
 hour = 3600 * 16000
 plain = dict(source="s", source_root=folder, path="hour.flac", member="", member_offset=None, channel="mix",
-             separated=None, gain_db=None, format="flac", size_bytes=size, sample_rate=16000,
+             separated=None, gain_db=None, format="flac", size_bytes=size, version=None, sample_rate=16000,
              error=None, error_message=None)
 def row(start, num):
     return {**plain, "start_sample": start, "num_samples": num}

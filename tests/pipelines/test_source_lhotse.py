@@ -128,7 +128,7 @@ def test_what_would_have_to_be_computed_or_fetched_is_refused_in_words(tmp_path:
     assert "Volume" in refused(cut_of(mono.perturb_volume(2.0)))
     assert "'command'" in refused(elsewhere("command", f"touch {tmp_path}/ran"))
     assert "'url'" in refused(elsewhere("url", "https://example.org/a.wav"))
-    assert "URL" in refused(elsewhere("file", "s3://bucket/a.wav"))
+    assert "URL" in refused(elsewhere("file", "https://example.org/a.wav"))
     assert "features but no recording" in refused(MonoCut(id="c", start=0, duration=1, channel=0, supervisions=[]))
     assert not (tmp_path / "ran").exists()
 

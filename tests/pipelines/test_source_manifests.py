@@ -105,7 +105,11 @@ MISTAKES = {
     "a channel that is none": ("b.wav,x,0,1,left", "'channel' is 'left'"),
     "a negative channel": ("b.wav,x,0,1,-1", "'channel' is '-1'"),
     "a URL": ("https://example.org/b.wav,x,0,1,", "is a URL or a command"),
-    "an object in a store": ("s3://bucket/b.wav,x,0,1,", "is a URL or a command"),
+    "a store that is none of ours": ("ais://bucket/b.wav,x,0,1,", "is a URL or a command"),
+    "an object without a bucket": ("s3:///b.wav,x,0,1,", "names no bucket"),
+    "an object whose URI holds a key": ("s3://key:secret@bucket/b.wav,x,0,1,", "'s3://***bucket/b.wav' names"),
+    "an object with a signature": ("s3://bucket/b.wav?X-Amz-Signature=abc,x,0,1,", "comes with a signature"),
+    "an object above its folder": ("s3://bucket/a/../b.wav,x,0,1,", "or a '.' or '..' in it"),
     "a command": ("pipe:cat b.wav,x,0,1,", "is a URL or a command"),
     "a NUL": ("b\0.wav,x,0,1,", "NUL"),
     "no UTF-8": (b"b\xff.wav,x,0,1,", "not UTF-8"),
@@ -187,7 +191,7 @@ def test_gzipped_json_lines_are_read_and_torn_ones_told(write: Write) -> None:
             opened(write("list.jsonl.gz", torn))
 
 
-@pytest.mark.parametrize("path", ["http://x/a.wav", "s3://b/a.wav", "pipe:cat a.wav", "file:///a.wav", "ais://b/a"])
+@pytest.mark.parametrize("path", ["http://x/a.wav", "s3a://b/a.wav", "pipe:cat a.wav", "file:///a.wav", "ais://b/a"])
 def test_urls_and_commands_are_refused_wherever_they_stand(path: str, write: Write) -> None:
     manifest = write("list.jsonl", json.dumps({"audio_filepath": "a.wav"}) + "\n" + json.dumps({"path": path}))
     with pytest.raises(UserError, match=r"line 2: .* is a URL or a command"):

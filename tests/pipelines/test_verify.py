@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.engine import InlineEngine
 from wavemill.jobs.tokenize import TokenizeOptions, tokenize
 from wavemill.pipelines.policy import CorpusPolicy
+from wavemill.pipelines.recordings import Opener, Place
 from wavemill.pipelines.verify import Verdict, verify
 from wavemill.storage.codes import open_corpus, open_stream, stream_folder, stream_spec
 from wavemill.storage.parquet import read_parquet
@@ -383,18 +385,41 @@ def test_a_recording_of_another_size_is_found(own_root: Path, tmp_path: Path) ->
     assert all("bytes when the corpus was built" in problem for problem in problems)
 
 
-def test_other_sound_in_a_recording_of_the_same_size_is_found(own_root: Path, tmp_path: Path) -> None:
+def test_another_recording_of_the_same_size_is_found(own_root: Path, tmp_path: Path) -> None:
     path = tmp_path / "speech" / "en_anna_12.wav"
     samples, rate = soundfile.read(path, dtype="int16")
-    size = path.stat().st_size
-    samples[: rate // 2] = 0  # half of the first window
-    soundfile.write(path, samples, rate, subtype="PCM_16")
-    assert path.stat().st_size == size
+    soundfile.write(path, samples[::-1], rate, subtype="PCM_16")
     verdict = check(own_root, sample=1_000)
     assert {problem.split("segment ")[1][:26] for problem in verdict.problems} == {
-        row["id"] for row in _rows(own_root) if row["path"] == "en_anna_12.wav" and row["start_sample"] == 0
+        row["id"] for row in _rows(own_root) if row["path"] == "en_anna_12.wav"
     }
+    assert all("but others" in problem for problem in verdict.problems)
+
+
+def test_other_sound_that_no_sample_of_its_bytes_shows_is_found_by_its_codes(
+    samples: Path, fitted_root: Path, tmp_path: Path
+) -> None:
+    speech_N, rate = soundfile.read(samples / "speech" / "en_anna_12.wav", dtype="int16")
+    (tmp_path / "speech").mkdir()
+    path, root = tmp_path / "speech" / "long.wav", tmp_path / "own"
+    soundfile.write(path, np.tile(speech_N, 20), rate, subtype="PCM_16")
+    build_corpus(Root(root), [str(tmp_path / "speech")], CorpusPolicy(window_s=1.0), shard_hours=1)
+    shutil.copytree(fitted_root / "codebooks", root / "codebooks")
+    tokenize(Root(root), STREAMS, InlineEngine, TokenizeOptions())
+    content, version = path.read_bytes(), _rows(root)[0]["version"]
+    for begin in range(20_000, len(content), 5_000):
+        path.write_bytes(content[:begin] + bytes(10_000) + content[begin + 10_000 :])
+        with Opener().open(Place(source_root=str(path.parent), path=path.name)) as opened:
+            if opened.version == version:
+                break
+    else:
+        raise AssertionError("a sample of some bytes shows no change in any")
+    verdict = check(root, sample=1_000)
     assert verdict.codes_different > 0
+    silenced = {(begin - 44 + place) // 2 // rate for place in (0, 9_999)}  # seconds
+    assert {problem.split("segment ")[1][:26] for problem in verdict.problems} <= {
+        row["id"] for row in _rows(root) if row["start_sample"] // rate in silenced
+    }
 
 
 def test_recordings_that_moved_are_found_where_one_says_they_are(own_root: Path, tmp_path: Path) -> None:

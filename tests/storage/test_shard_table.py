@@ -17,9 +17,9 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction
 from wavemill.storage.codes import read_codes
 from wavemill.storage.root import Root
-from wavemill.storage.schema import stream_schema
+from wavemill.storage.schema import FORMAT_VERSION, stream_schema
 from wavemill.storage.table import Receipt, Snapshot, StreamTaken, TableWriter, create_table, read_snapshot, write_shard
-from wavemill.tokenizers.spec import FrameRule, StreamSpec, UserError
+from wavemill.tokenizers.spec import FrameRule, RunFailed, StreamSpec, UserError
 
 SPEC = StreamSpec(
     tokenizer="toy",
@@ -107,6 +107,28 @@ def test_a_table_created_twice_is_created_once(root: Root) -> None:
     again = create_table(root, FOLDER, schema=stream_schema(SPEC), metadata={"spec": SPEC.to_json()})
     assert list(again.files) == [0]
     assert again.version == snapshot_of(root).version
+
+
+@pytest.mark.parametrize("applied", [True, False], ids=["made", "not made"])
+def test_a_table_whose_creation_had_no_answer_is_there_or_refused_in_a_sentence(
+    applied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = DeltaTable.create
+
+    def no_answer(*arguments: Any, **options: Any) -> None:
+        if applied:
+            real(*arguments, **options)
+        raise OSError("the connection was reset")
+
+    monkeypatch.setattr(DeltaTable, "create", no_answer)
+    root, metadata = Root(tmp_path), {"spec": SPEC.to_json()}
+    if applied:
+        assert create_table(root, FOLDER, schema=stream_schema(SPEC), metadata=metadata) == snapshot_of(root)
+        return
+    with pytest.raises(
+        RunFailed, match=r"Cannot create the table .*toy: the connection was reset\. .*, then run again\.$"
+    ):
+        create_table(root, FOLDER, schema=stream_schema(SPEC), metadata=metadata)
 
 
 def test_committed_shards_are_in_the_snapshot_with_their_rows_and_errors(root: Root) -> None:
@@ -342,6 +364,43 @@ def test_a_commit_that_was_interrupted_as_it_landed_is_not_made_twice(
     assert sorted(files_named_by_the_log(root)) == [receipt.file_name for receipt in receipts]
 
 
+def test_a_look_at_the_table_that_fails_is_taken_again(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    receipts = write(root, range(2))
+    writer = TableWriter(root, FOLDER)
+    real = DeltaTable.update_incremental
+
+    def fails_once(table: DeltaTable) -> None:
+        monkeypatch.setattr(DeltaTable, "update_incremental", real)
+        raise OSError("the credentials have expired")
+
+    monkeypatch.setattr(DeltaTable, "update_incremental", fails_once)
+    writer.commit(receipts)
+    assert list(snapshot_of(root).files) == [0, 1]
+
+
+def test_a_table_that_is_gone_stops_its_writer_in_a_sentence(root: Root) -> None:
+    receipts = write(root, [0])
+    waits: list[float] = []
+    writer = TableWriter(root, FOLDER, sleep=waits.append)
+    Path(root.join(FOLDER), "_delta_log").rename(Path(root.join("elsewhere")))
+    with pytest.raises(RunFailed, match=r"Cannot commit to .*toy after 5 tries: .*\. What was committed stays\."):
+        writer.commit(receipts)
+    assert waits == sorted(waits)
+    assert len(waits) == 4
+
+
+def test_a_shard_whose_file_was_removed_meanwhile_is_not_committed(root: Root) -> None:
+    receipts = write(root, range(3))
+    writer = TableWriter(root, FOLDER)
+    writer.commit(receipts[:1])
+    Path(root.join(FOLDER), receipts[2].file_name).unlink()
+    with pytest.raises(RunFailed, match=rf"{receipts[2].file_name} was written, but is gone: .* Run the command again"):
+        writer.commit(receipts)
+    assert list(snapshot_of(root).files) == [0]
+    TableWriter(root, FOLDER).commit(write(root, range(3)))
+    assert list(snapshot_of(root).files) == [0, 1, 2]
+
+
 def test_many_commits_of_one_writer_leave_it_with_the_tables_own_snapshot(root: Root) -> None:
     receipts = write(root, range(12))
     writer = TableWriter(root, FOLDER)
@@ -417,7 +476,7 @@ def test_a_table_of_another_format_is_refused_by_both_numbers(root: Root) -> Non
     description = json.loads(DeltaTable(root.join(FOLDER)).metadata().description)
     changed = json.dumps({**description, "wavemill": 1})
     DeltaTable(root.join(FOLDER)).alter.set_table_description(changed)
-    with pytest.raises(UserError, match=r"table format 1; this version reads format 3\. .*\.$"):
+    with pytest.raises(UserError, match=rf"table format 1; this version reads format {FORMAT_VERSION}\. .*\.$"):
         read_snapshot(root, FOLDER)
 
 
