@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/ready
 
-.PHONY: help setup demo test test-all test-kill test-hostile test-published oracles lint peers bench-main bench-encode bench-exactness bench-padding bench-loader bench-storage pictures docs samples clean
+.PHONY: help setup demo test test-all test-faults test-hostile test-published oracles lint peers bench-main bench-encode bench-exactness bench-padding bench-loader bench-storage pictures docs samples clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,8 +27,10 @@ test: $(STAMP)  ## run the tests
 test-all: $(STAMP)  ## run the tests, the slow ones too
 	@$(BIN)/python -m pytest -m 'slow or not slow' --timeout 3600
 
-test-kill: $(STAMP)  ## kill -9 at 20 random times of runs of a minute, on Ray
-	@$(BIN)/python -m pytest -m slow --timeout 3600 -s tests/faults
+test-faults: $(STAMP)  ## kill, starve, fill up, poison and confuse wavemill; prints the targets and what was reached
+	@tally=$$(mktemp); WAVEMILL_TALLY=$$tally $(BIN)/python -m pytest -m 'slow or not slow' --timeout 1800 \
+	    -n 2 --dist worksteal tests/faults tests/storage/test_resume.py; status=$$?; \
+	    $(BIN)/python tests/faults/report.py $$tally || status=1; rm $$tally; exit $$status
 
 test-hostile: $(STAMP)  ## offer wavemill everything hostile that we know of, the bombs too
 	@$(BIN)/python -m pytest -m 'slow or not slow' tests/hostile

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..storage.root import Root
+from ..storage.stores import is_remote
 from ..tokenizers.spec import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ def require_picture(path: str) -> None:
         raise UserError("A picture needs matplotlib: pip install 'wavemill[plots]'.") from error
     if Path(path).suffix.lower() != ".png":
         raise UserError(f"--png {path!r}: the picture is a PNG file; name it SOMETHING.png.")
+    if is_remote(path):
+        Root(path.rpartition("/")[0]).require_writable()
+        return
     if Path(path).is_dir():
         raise UserError(f"--png {path!r} is a folder; name a file in it.")
     if not Path(path).absolute().parent.is_dir():
@@ -151,6 +156,10 @@ def hues(codes: NDArray[np.int64]) -> NDArray[np.float64]:
 def save(figure: "Figure", path: str) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": None})
+    if is_remote(path):
+        folder, _, name = path.rpartition("/")
+        Root(folder).write_bytes(name, picture.getvalue())
+        return
     try:
         Path(path).write_bytes(picture.getvalue())
     except OSError as error:

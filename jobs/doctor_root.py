@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
+from ..storage.stores import redacted
 from ..storage.table import DeltaError, create_table
 from ..tokenizers.spec import RunFailed, UserError
 from .checks import Check
@@ -27,7 +28,7 @@ def check_root(uri: str) -> list[Check]:
     try:
         root = Root(uri)
     except UserError as error:
-        return [Check("root", "fail", uri, str(error))]
+        return [Check("root", "fail", redacted(uri), str(error))]
     if not root.is_local:
         return check_store(root, check_table)
     place = Path(root.uri)

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ..pipelines.policy import CorpusPolicy, VadPolicy
 from ..pipelines.policy import Filters as FilterPolicy
 from ..pipelines.policy import Transforms as TransformPolicy
-from ..storage.stores import redacted
+from ..storage.stores import is_remote, redacted
 from ..tokenizers.spec import UserError
 from .arguments import parse_bytes, parse_seconds
 
@@ -85,6 +85,9 @@ def _local(path: str, info: ValidationInfo) -> str:
     if folder is None or "://" in path:
         return path
     path = os.path.expanduser(path)
+    if is_remote(folder):
+        scheme, _, rest = folder.partition("://")
+        return path if os.path.isabs(path) else f"{scheme}://{os.path.normpath(os.path.join(rest, path))}"
     place = os.path.normpath(os.path.join(folder, path))
     if glob.has_magic(path) and not os.path.isabs(path) and not os.path.lexists(place):
         return os.path.join(glob.escape(folder), path)

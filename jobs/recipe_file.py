@@ -10,6 +10,8 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ..storage.root import Root
+from ..storage.stores import is_remote
 from ..tokenizers.spec import UserError
 from .recipe import Corpus, Export, Mistake, Recipe, Section, Source, Vad
 
@@ -46,7 +48,8 @@ def load_recipe(path: str, *, sets: Sequence[str] = (), flags: Mapping[str, tupl
         if value is not None:
             origins[_put(raw, key, value, flag)] = flag
     try:
-        return Recipe.model_validate(raw, context={"folder": os.path.dirname(os.path.abspath(path))})
+        folder = path.rpartition("/")[0] if is_remote(path) else os.path.dirname(os.path.abspath(path))
+        return Recipe.model_validate(raw, context={"folder": folder})
     except ValidationError as error:
         raise _mistakes(error, path, origins) from error
 
@@ -67,6 +70,9 @@ def recipe_text(name: str) -> str:
 def write_recipe(path: str, *, force: bool) -> None:
     """Write the commented recipe. Raises `UserError` if there is a file and `force` is not given."""
     try:
+        if is_remote(path):
+            _write_to_store(path, force=force)
+            return
         with Path(path).open("w" if force else "x", encoding="utf-8") as file:
             file.write(recipe_text(os.path.basename(path)))
     except FileExistsError as error:
@@ -75,11 +81,24 @@ def write_recipe(path: str, *, force: bool) -> None:
         raise UserError(f"Cannot write {path}: {error.strerror}.") from error
 
 
+def _write_to_store(path: str, *, force: bool) -> None:
+    folder, _, name = path.rpartition("/")
+    content = recipe_text(path).encode()
+    if force:
+        Root(folder).write_bytes(name, content)
+    elif not Root(folder).create(name, content):
+        raise FileExistsError(path)
+
+
 def _read(path: str) -> tuple[dict[str, Any], dict[Place, int]]:
     """The values in a file, and the line of each key."""
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
+        if is_remote(path):
+            folder, _, name = path.rpartition("/")
+            content = Root(folder).read_bytes(name)
+        else:
+            with Path(path).open("rb") as file:
+                content = file.read(_MAX_BYTES + 1)
         text = content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"There is no recipe {path}. Write one with: wavemill recipe init {path}") from error

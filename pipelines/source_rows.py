@@ -31,7 +31,7 @@ _MAX_CHANNEL = 1_000
 # what reading one line of somebody's manifest may raise
 LineErrors = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 _CREDENTIALS = re.compile(r"(?<=//)[^/]*@")  # never repeated to logs and tables
-_SIGNATURE = re.compile(r"[?&][^/]*signature=", re.IGNORECASE)
+_SIGNATURE = re.compile(r"[?&][^/]*(signature|sig|security-token)=", re.IGNORECASE)
 
 
 class Mistake(ValueError):

@@ -201,6 +201,6 @@ class _told:
         advice = "Run `wavemill repair`, or restore it from a backup."
         if isinstance(error, FileNotFoundError):
             raise CorruptFile(f"{self._place} is named by its table but is not there. {advice}") from error
-        if isinstance(error, (OSError, EOFError, pa.ArrowException)):
+        if isinstance(error, (OSError, EOFError, ValueError, pa.ArrowException)):  # ValueError: of extension types
             told = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise CorruptFile(f"{self._place} is damaged: {told}. {advice}") from error

@@ -28,9 +28,12 @@ _CALL_ATTEMPTS = 3  # in each of s3fs's, which see to torn bodies, too
 _TABLE_RETRIES = {"max_retries": "10", "retry_timeout": "25s"}  # object_store's
 _CONNECT_S, _READ_S = 10, 30
 
-_SECRETS = (
-    re.compile(r"(?i)((?:x-amz-|[?&])?(?:signature|credential|security-token|token|sig|key|secret)=)[^&\s\"'<>]+"),
-    re.compile(r"(//)[^/\s@]+:[^/\s@]+@"),  # user:password@host
+_SECRETS = (  # in URLs: what signs them, and user:password@ or user@ before the host
+    re.compile(
+        r"(?i)([?&](?:x-amz-|x-goog-)?(?:signature|credential|security-token|token|sig|awsaccesskeyid|key|secret)=)[^&\s\"'<>]+"
+    ),
+    re.compile(r"(//)[^/\s@?#]+:[^/\s@?#]+@"),
+    re.compile(r"(https?://)[^/\s@?#]+@"),
 )
 
 

@@ -1,9 +1,8 @@
-"""kill -9 at every named place, then the same command again: nothing lost, nothing twice, the same bytes."""
+"""Drivers and workers killed, interrupted and overtaken: nothing lost, nothing twice, the same bytes."""
 
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,77 +13,19 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import STREAMS
 from killing import committed, descendants, finish, tokenize_process, wait_until_gone
+from tally import tally
 from wavemill.jobs.corpus import build_corpus
 from wavemill.jobs.engine import InlineEngine
 from wavemill.jobs.tokenize import TokenizeOptions, tokenize
 from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.storage.root import Root
-from wavemill.storage.table import read_snapshot
 
-DRIVER_FAILPOINTS = [
-    "shard-before-write",
-    "shard-written@3",
-    "receipt-received@2",
-    "before-fence",
-    "after-fence",
-    "before-commit",
-    "before-commit-acoustic",  # between the commits of two streams
-    "after-commit",
-]
-USUAL_FAILPOINTS = {"shard-written@3", "before-commit-acoustic"}
 WORKER_FAILPOINTS = ["shard-before-write", "shard-written", "receipt-sent"]
 
 
 def kill_at(failpoint: str) -> str:
     name, _, hit = failpoint.partition("@")
     return f"{name}=kill" + (f"@{hit}" if hit else "")
-
-
-@pytest.mark.parametrize(
-    "failpoint",
-    [pytest.param(name, marks=() if name in USUAL_FAILPOINTS else pytest.mark.slow) for name in DRIVER_FAILPOINTS],
-)
-def test_a_run_killed_at_a_failpoint_is_finished_by_the_same_command(
-    failpoint: str, fitted_root: Path, finished_root: Path, copy_root: Callable[[Path], Path]
-):
-    root = copy_root(fitted_root)
-    status, _, _ = finish(tokenize_process(root, "--engine", "inline", failpoints=kill_at(failpoint)))
-    assert status == -signal.SIGKILL
-    tokenize(Root(root), STREAMS, InlineEngine, TokenizeOptions())
-    assert committed(root) == committed(finished_root)
-    again = tokenize(Root(root), STREAMS, InlineEngine, TokenizeOptions())
-    assert again.shards == 0
-    assert committed(root) == committed(finished_root)
-
-
-@pytest.mark.parametrize(
-    "failpoint",
-    [
-        "before-commit",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("shard-written@2", "after-commit", "before-fence", "after-fence")
-        ),
-    ],
-)
-def test_a_corpus_build_killed_at_a_failpoint_is_finished_by_the_same_command(
-    failpoint: str, samples: Path, tmp_path: Path
-):
-    arguments = [f"speech={samples / 'manifest.jsonl'}", f"broken={samples / 'broken'}"]
-    undisturbed = Root(tmp_path / "undisturbed")
-    build_corpus(undisturbed, arguments, CorpusPolicy(), shard_hours=0.009)
-    root = tmp_path / "root"
-    command = [sys.executable, "-m", "wavemill.jobs.cli", "corpus", "build", *arguments, "--to", str(root)]
-    env = {**os.environ, "WAVEMILL_FAILPOINTS": kill_at(failpoint)}
-    killed = subprocess.run([*command, "--shard-hours", "0.009"], env=env, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    build_corpus(Root(root), arguments, CorpusPolicy(), shard_hours=0.009)
-    ours, theirs = read_snapshot(Root(root), "corpus"), read_snapshot(undisturbed, "corpus")
-    assert ours is not None
-    assert theirs is not None
-    assert ours.files == theirs.files  # names hold the hash of the content
-    for shard in ours.files:
-        assert (root / ours.path(shard)).read_bytes() == (tmp_path / "undisturbed" / theirs.path(shard)).read_bytes()
 
 
 def test_a_run_killed_after_some_commits_does_only_the_rest(
@@ -120,6 +61,7 @@ def test_workers_killed_on_ray_are_replaced_within_the_run(
     assert sorted(flag.name for flag in (tmp_path / "once").iterdir()) == sorted(WORKER_FAILPOINTS)
     assert summary["shards"] == len(committed(finished_root)["semantic"])
     assert committed(root) == committed(finished_root)
+    tally("ray", runs=1)
 
 
 @pytest.mark.slow
@@ -136,8 +78,10 @@ def test_a_driver_killed_on_ray_leaves_no_worker_and_is_finished_by_the_same_com
     agents = {pid for pid in family if b"Agent" in Path(f"/proc/{pid}/cmdline").read_bytes()}
     assert len(family) >= 4, "Ray is not running yet"
     os.kill(process.pid, signal.SIGKILL)
+    killed_s = time.monotonic()
     process.communicate()
     assert wait_until_gone(family - agents, timeout=20) == set()
+    tally("ray", runs=1, most_s=time.monotonic() - killed_s)
     tokenize(Root(root), STREAMS, InlineEngine, TokenizeOptions())
     assert committed(root) == committed(finished_root)
 
@@ -151,6 +95,7 @@ def test_a_shard_whose_workers_keep_dying_is_named_and_a_later_run_does_it(
     shutil.copytree(fitted_root / "codebooks", tmp_path / "small" / "codebooks")
     status, _, said = finish(tokenize_process(tmp_path / "small", "--workers", "1", failpoints="shard-written=kill"))
     assert status == 1
+    tally("ray", runs=1)
     assert "Workers died 3 times on shard(s) 0;" in said
     assert "Traceback" not in said
     assert tokenize(root, STREAMS, InlineEngine, TokenizeOptions()).shards == 1
@@ -196,7 +141,10 @@ def test_an_interrupted_run_commits_what_is_done_and_the_same_command_goes_on(
     while len(list((root / "streams").glob("semantic/shard-*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, number)
+    sent_s = time.monotonic()
     status, _, said = finish(process)
+    if engine == "ray":
+        tally("ray", runs=1, most_s=time.monotonic() - sent_s)
     assert status == 128 + number
     assert words in said
     assert "Traceback" not in said

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,20 @@ class Run:
     wall_s: float
 
 
-def run(world: World, *arguments: str | Path, timeout: float = 240, env: dict[str, str] | None = None) -> Run:
-    """Run the command line in the world's desk, and watch its memory from outside.
+def run(
+    world: World,
+    *arguments: str | Path,
+    timeout: float = 240,
+    env: dict[str, str] | None = None,
+    under: Sequence[str] = (),
+) -> Run:
+    """Run the command line in the world's desk, `under` another command, and watch its memory from outside.
 
     `-P` is what the script `wavemill` does, too: the folder one is in is no place to import from.
     """
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "wavemill.jobs.cli", *map(str, arguments)],
+        [*under, sys.executable, "-P", "-m", "wavemill.jobs.cli", *map(str, arguments)],
         cwd=world.folder / "desk",
         env={**world.env, **(env or {})},
         stdout=subprocess.PIPE,
