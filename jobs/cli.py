@@ -49,11 +49,11 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         if asked.debug:
-            say(traceback.format_exc())
+            say(traceback.format_exc().rstrip())
         fail(_failure(error), status=1)
     except Exception as error:  # noqa: BLE001 - the last place there is: what comes here is a bug
         if asked.debug:
-            say(traceback.format_exc())
+            say(traceback.format_exc().rstrip())
             sys.exit(BUG)
         told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         fail(f"This is a bug in wavemill: {told}. Run again with wavemill --debug and report it.", status=BUG)

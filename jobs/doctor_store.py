@@ -20,7 +20,7 @@ def check_store(root: Root, check_table: Callable[[Root], Check]) -> list[Check]
     """Checks of a store: what a run needs of it, in the order in which it would need them."""
     try:
         root.require_writable()
-    except UserError as error:
+    except (UserError, StoreTrouble) as error:
         return [Check("root", "fail", str(error), "See that the bucket is there and that its credentials may write.")]
     trial = root.below(f"tmp/doctor-{uuid.uuid4().hex}")
     checks = [Check("root", "ok", f"{root} can be written ({where(root.uri)})")]

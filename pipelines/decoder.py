@@ -5,6 +5,7 @@ is given. Of a recording in an object store it gets not even that: it asks the p
 they come from nor with whose credentials. `Decoder` is the parent's side; run as a module, this file is the child's.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -175,6 +176,12 @@ class Decoder:
 
     def _start(self) -> socket.socket:
         """Start a child and wait until it is there. Raises `RunFailed` if it is not: no file is to blame for that."""
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(RunFailed):  # somebody may have killed it
+                return self._start_once()
+        return self._start_once()
+
+    def _start_once(self) -> socket.socket:
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)

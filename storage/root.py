@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from ..tokenizers.spec import UserError
 from .failpoints import failpoint
-from .stores import StoreTrouble, has_scheme, is_remote, open_store, redacted, store_errors
+from .stores import has_scheme, is_remote, open_store, redacted, store_errors
 
 _NEAR_BYTES = 16_384  # ranges this near to each other are one request
 
@@ -141,7 +141,7 @@ class Root:
         """Put an object where there is none; False if there is one already."""
         path = f"{self._path}/{relative}"
         try:
-            with store_errors(self.join(relative)):
+            with store_errors(self.join(relative), creating=True):
                 self._fs.pipe_file(path, content, mode="create")
         except FileExistsError:
             return False
@@ -167,9 +167,8 @@ class Root:
         try:
             self.write_bytes(trial, b"")
             self.remove(trial)
-        except (StoreTrouble, FileNotFoundError) as error:
-            told = str(error) if isinstance(error, StoreTrouble) else f"There is no such bucket: {self.uri}."
-            raise UserError(f"Cannot write to the root {self.uri}. {told}") from error
+        except FileNotFoundError as error:
+            raise UserError(f"Cannot write to the root {self.uri}: there is no such bucket. Make it first.") from error
 
 
 def require_no_keys(uri: str) -> None:

@@ -26,7 +26,7 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _REQUEST_ATTEMPTS = 4  # botocore's, 0 to 1, 2 and 4 s apart,
 _CALL_ATTEMPTS = 3  # in each of s3fs's, which see to torn bodies, too
 _TABLE_RETRIES = {"max_retries": "10", "retry_timeout": "25s"}  # object_store's
-_CONNECT_S, _READ_S = 10, 30
+_CONNECT_S, _READ_S = 5, 15  # without a byte
 
 _SECRETS = (  # in URLs: what signs them, and user:password@ or user@ before the host
     re.compile(
@@ -115,6 +115,11 @@ def table_options(uri: str) -> dict[str, str]:
     if not uri.lower().startswith("s3://"):
         return options
     settings = s3_settings()
+    if settings.key is None and not settings.anonymous:  # deltalake would ask this machine's metadata service
+        raise UserError(
+            f"{redacted(uri)}: no credentials for S3 were found. Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or give this machine a role; for a public bucket set FSSPEC_S3_ANON=1."
+        )
     found = {
         "aws_region": settings.region or "us-east-1",  # what botocore takes for stores without regions, too
         "aws_endpoint_url": settings.endpoint,
@@ -166,7 +171,8 @@ def s3_settings() -> S3Settings:
             found = _session(chosen.get("profile")).get_credentials()
             credentials = found.get_frozen_credentials() if found is not None else None
     except BotoCoreError as error:
-        raise StoreTrouble(f"S3's settings cannot be read: {redacted(str(error))}") from error
+        told = redacted(str(error)).strip(" .")
+        raise StoreTrouble(f"S3's settings cannot be read: {told}. See AWS_PROFILE and ~/.aws/config.") from error
     endpoint = client.meta.endpoint_url
     own = urlsplit(endpoint).hostname or ""
     is_aws = own.endswith((".amazonaws.com", ".amazonaws.com.cn"))
@@ -183,7 +189,7 @@ def s3_settings() -> S3Settings:
 
 
 @contextmanager
-def store_errors(uri: str) -> Iterator[None]:
+def store_errors(uri: str, *, creating: bool = False) -> Iterator[None]:
     """What a store refuses or cannot do, as `StoreTrouble` in one sentence.
 
     That an object is missing or there already is raised as `FileNotFoundError` and `FileExistsError`, in every store;
@@ -196,7 +202,8 @@ def store_errors(uri: str) -> Iterator[None]:
     except Exception as error:
         if not is_remote(uri) or isinstance(error, (UserError, RunFailed)):
             raise
-        if _status(error) in (409, 412):  # botocore's answers to conditional creation are of no kind of their own
+        # botocore's answers to conditions are of no kind of their own; 409: another creates the object just now
+        if _status(error) == 412 or (creating and _status(error) == 409):
             raise FileExistsError(uri) from error
         told = redacted(" ".join(str(error).split()).strip(" .") or type(error).__name__)[:300]
         raise StoreTrouble(f"{uri}: the store failed: {told}. {_advice(error)}") from error

@@ -25,10 +25,11 @@ from .failpoints import failpoint
 from .parquet import parquet_bytes, shard_file_name
 from .root import Root
 from .schema import FORMAT_VERSION
-from .stores import redacted, table_options
+from .stores import StoreTrouble, redacted, table_options
 
 _SHARD_FILE = re.compile(r"shard-(\d{6,})-[0-9a-f]{16}\.parquet")
-_COMMIT_ATTEMPTS = 5
+_ATTEMPTS = 5
+_PATIENCE_S = 25.0  # after so long nothing is tried again
 _COMMIT_ERRORS = (DeltaError, OSError)  # applied, refused or never sent: each means look, none means lost
 # by default a log older than 30 days is deleted, by delta-rs itself and by any tool that is asked to clean up
 _KEEP_HISTORY = {"delta.enableExpiredLogCleanup": "false", "delta.logRetentionDuration": "interval 36500 days"}
@@ -99,10 +100,10 @@ def write_shard(root: Root, folder: str, shard: int, table: pa.Table, *, codeboo
 def read_snapshot(root: Root, folder: str, *, version: int | None = None) -> Snapshot | None:
     """A version of a table (the newest if none is given), or None if there is no such table.
 
-    Raises `UserError` for a table or version this wavemill cannot read.
+    Raises `UserError` for a table or version this wavemill cannot read, `StoreTrouble` where a store does not answer.
     """
     try:
-        table = _open(root, folder)
+        table = _open_patiently(root, folder)
         if version is not None:
             if version > (newest := table.version()):
                 raise UserError(f"Cannot open {root.join(folder)} at version {version}: the newest is {newest}.")
@@ -113,37 +114,39 @@ def read_snapshot(root: Root, folder: str, *, version: int | None = None) -> Sna
         raise UserError(f"{root.join(folder)} has no version {version} any more, or never had.") from error
     except (DeltaError, OSError, OverflowError) as error:
         at = "" if version is None else f" at version {version}"
-        raise UserError(f"Cannot open {root.join(folder)}{at}: {reason(error)}.{_advice(root)}") from error
+        kind = UserError if root.is_local else StoreTrouble  # what was committed may be sound
+        raise kind(f"Cannot open {root.join(folder)}{at}: {reason(error)}.{_advice(root)}") from error
     return _snapshot(root, folder, table)
 
 
 def create_table(root: Root, folder: str, *, schema: pa.Schema, metadata: dict[str, Any]) -> Snapshot:
     """Create an empty table, or take the one that another process created first. Raises `RunFailed`, `UserError`."""
     failure: Exception | None = None
-    failpoint("before-create")
-    try:
-        DeltaTable.create(
-            root.join(folder),
-            schema=deltalake.Schema.from_arrow(schema),
-            mode="error",
-            name=folder,
-            description=json.dumps({"wavemill": FORMAT_VERSION, **metadata}, sort_keys=True),
-            configuration=_KEEP_HISTORY,
-            storage_options=table_options(root.uri),
-            # tried again after a lost race, a creation would replace the winner's table with ours
-            commit_properties=CommitProperties(max_commit_retries=0),
-        )
-    except _COMMIT_ERRORS as error:
-        failure = error
-    failpoint("after-create")
-    snapshot = read_snapshot(root, folder)
-    if snapshot is None:
-        told = reason(failure) if failure else "it is gone again"
-        raise RunFailed(
-            f"Cannot create the table {root.join(folder)}: {told}. See that there is space and that it may be written "
-            "to, then run again."
-        ) from failure
-    return snapshot
+    for _ in range(_ATTEMPTS):
+        failpoint("before-create")
+        try:
+            DeltaTable.create(
+                root.join(folder),
+                schema=deltalake.Schema.from_arrow(schema),
+                mode="error",
+                name=folder,
+                description=json.dumps({"wavemill": FORMAT_VERSION, **metadata}, sort_keys=True),
+                configuration=_KEEP_HISTORY,
+                storage_options=table_options(root.uri),
+                # tried again after a lost race, a creation would replace the winner's table with ours
+                commit_properties=CommitProperties(max_commit_retries=0),
+            )
+        except _COMMIT_ERRORS as error:
+            failure = error
+        failpoint("after-create")
+        snapshot = read_snapshot(root, folder)
+        if snapshot is not None:
+            return snapshot
+    told = reason(failure) if failure else "it is gone again"
+    raise RunFailed(
+        f"Cannot create the table {root.join(folder)}: {told}. See that there is space and that it may be written "
+        "to, then run again."
+    ) from failure
 
 
 class TableLog(Protocol):
@@ -283,12 +286,13 @@ class TableWriter:
 
     def _try(self, step: Callable[[], object]) -> None:
         """Take a step, which begins with a look at the newest version; and again if it fails or its answer is lost."""
-        for attempt in range(_COMMIT_ATTEMPTS):
+        until = time.monotonic() + _PATIENCE_S
+        for attempt in range(_ATTEMPTS):
             try:
                 step()
                 return
             except _COMMIT_ERRORS as error:
-                if attempt == _COMMIT_ATTEMPTS - 1:
+                if attempt == _ATTEMPTS - 1 or time.monotonic() > until:
                     raise self._gave_up(error) from error
                 self._log = None  # opened anew: credentials may have expired
                 self._sleep(0.1 * 2**attempt)
@@ -334,7 +338,7 @@ class TableWriter:
         self.snapshot = replace(self.snapshot, version=self.snapshot.version + 1, files=files)
 
     def _remove_others(self, receipts: dict[int, Receipt], damaged: Collection[int]) -> None:
-        log = self._look()
+        seen = self._look()
         named = self.snapshot.files
         other = [shard for shard in receipts if shard in named and named[shard].file_name != receipts[shard].file_name]
         for shard in other:
@@ -342,11 +346,11 @@ class TableWriter:
                 with suppress(FileNotFoundError):
                     self._root.remove(f"{self._folder}/{named[shard].file_name}")
         if set(other) & set(damaged):
-            log.forget_missing(epoch=self._epoch, driver=self._driver)
-            log = self._look()
+            seen.forget_missing(epoch=self._epoch, driver=self._driver)
+            seen = self._look()
         sound = [shard for shard in other if shard in self.snapshot.files and shard not in damaged]
         if sound:
-            log.remove(sound, epoch=self._epoch, driver=self._driver)
+            seen.remove(sound, epoch=self._epoch, driver=self._driver)
             self._look()
 
     def _require_there(self, receipt: Receipt) -> None:
@@ -366,7 +370,7 @@ class TableWriter:
 
     def _gave_up(self, error: Exception) -> RunFailed:
         return RunFailed(
-            f"Cannot commit to {self._place} after {_COMMIT_ATTEMPTS} tries: {reason(error)}. "
+            f"Cannot commit to {self._place} after several tries: {reason(error)}. "
             "What was committed stays. See that there is space and that it may be written to, then run again."
         )
 
@@ -379,6 +383,20 @@ class TableWriter:
 
 def _open(root: Root, folder: str) -> DeltaTable:
     return DeltaTable(root.join(folder), storage_options=table_options(root.uri))
+
+
+def _open_patiently(root: Root, folder: str) -> DeltaTable:
+    """`_open`, again where a store's answer breaks off: deltalake asks again only for answers that did not begin."""
+    until = time.monotonic() + _PATIENCE_S
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _open(root, folder)
+        except TableNotFoundError:
+            raise
+        except _COMMIT_ERRORS:
+            if root.is_local or attempt == _ATTEMPTS - 1 or time.monotonic() > until:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _is_table(root: Root, folder: str) -> bool:

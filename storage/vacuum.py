@@ -1,5 +1,6 @@
 """Vacuum: shard files that no snapshot needs, such as those of killed runs, are removed."""
 
+import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from .pins import list_pins, read_pin
 from .root import Root
 from .table import is_shard_file, read_snapshot
 
+_TORN = re.compile(r"\.shard-.*\.tmp")  # what a write that was killed leaves on a disk
 LEAST_HOURS = 2.0  # a shard may take its worker so long, and its file is named by no snapshot until then
 
 
@@ -40,7 +42,7 @@ def vacuum(root: Root, *, older_than_h: float, dry_run: bool) -> list[Leftover]:
         files = root.list_files(folder)  # before the snapshot is read: what a run commits meanwhile is needed
         needed = _needed(root, name, folder, {pin[name].version for pin in pins if name in pin})
         for file, size_bytes, written in files:
-            if is_shard_file(file) and file not in needed and written < limit:
+            if (is_shard_file(file) or _TORN.fullmatch(file)) and file not in needed and written < limit:
                 found.append(Leftover(f"{folder}/{file}", size_bytes))
     for leftover in () if dry_run else found:
         with suppress(FileNotFoundError):  # another vacuum was faster

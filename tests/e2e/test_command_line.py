@@ -10,6 +10,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from wavemill.storage.schema import FORMAT_VERSION
 
 Wavemill = Callable[..., CompletedProcess[str]]
 
@@ -87,12 +88,12 @@ def test_a_root_of_another_version_is_refused_and_left_alone(
 ):
     root = copy_root(finished_root)
     for log in root.glob("*/_delta_log/00000000000000000000.json"):
-        log.write_text(log.read_text().replace('\\"wavemill\\": 3', '\\"wavemill\\": 1'))
+        log.write_text(log.read_text().replace(f'\\"wavemill\\": {FORMAT_VERSION}', '\\"wavemill\\": 1'))
     before = _tree(root)
     for arguments in (["tokenize", root], ["inspect", root], ["corpus", "build", samples / "speech", "--to", root]):
         assert sentence(in_process(*arguments)) == (
-            f"Error: {root}/corpus was written in wavemill's table format 1; this version reads format 3. Use the "
-            "wavemill that wrote it, or another root.\n"
+            f"Error: {root}/corpus was written in wavemill's table format 1; this version reads format "
+            f"{FORMAT_VERSION}. Use the wavemill that wrote it, or another root.\n"
         )
     assert _tree(root) == before
 

@@ -172,9 +172,8 @@ def test_an_object_store_without_credentials_is_told(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
     assert sentence(in_process("corpus", "build", samples / "speech", "--to", "s3://no-such-bucket/tokens")) == (
-        "Cannot open s3://no-such-bucket/tokens/corpus: IMDS disabled by AWS_EC2_METADATA_DISABLED env var set to "
-        "`true`. See that the bucket is there and that its credentials and region are set, as in AWS_PROFILE or "
-        "AWS_REGION."
+        "s3://no-such-bucket/tokens: no credentials for S3 were found. Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, or give this machine a role; for a public bucket set FSSPEC_S3_ANON=1."
     )
 
 

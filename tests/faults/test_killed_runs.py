@@ -51,6 +51,7 @@ def test_a_run_killed_after_some_commits_does_only_the_rest(
     assert committed(root) == committed(finished_root)
 
 
+@pytest.mark.slow
 def test_workers_killed_on_ray_are_replaced_within_the_run(
     fitted_root: Path, finished_root: Path, copy_root: Callable[[Path], Path], tmp_path: Path
 ):

@@ -182,6 +182,7 @@ def test_a_shard_that_flips_on_its_way_to_the_store_is_sent_again_or_named(run: 
     run.complete()
 
 
+@pytest.mark.slow
 def test_a_run_whose_credentials_expire_says_so_and_goes_on_with_new_ones(run: Run):
     first = Fault(do="403", methods="PUT", match="semantic/shard-", skip=1)
     done = run.tokenize(first, Fault(do="403", match="semantic/_delta_log/0+2"))

@@ -477,6 +477,7 @@ def test_a_store_that_refuses_in_the_middle_stops_the_listing(
     assert len(listed(uri)) == 7
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_for_a_moment_changes_nothing(mixed: Path, on_swift: Swift, bucket: str) -> None:
     uri = on_swift.upload(mixed, f"{bucket}/mixed")
     for do in ("503", "reset", "cut", "reset-body"):

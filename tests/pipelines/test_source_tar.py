@@ -55,7 +55,7 @@ def kinds(path: Path) -> list[tuple[str, str | None]]:
 @pytest.mark.parametrize("name", ["shard.tar", "shard.tar.gz"])
 def test_shards_that_webdataset_writes_are_read_with_all_that_they_say(tmp_path: Path, name: str) -> None:
     sounds = {f"sample{number:03d}": sound(number, "FLAC") for number in range(5)}
-    with webdataset.TarWriter(str(tmp_path / name)) as sink:
+    with (tmp_path / name).open("wb") as file, webdataset.TarWriter(file, compress=name.endswith(".gz")) as sink:
         for number, (key, content) in enumerate(sounds.items()):
             fields = {"speaker": f"s{number}", "language": "en", "duration": 0.1}
             sink.write({"__key__": key, "flac": content, "txt": f"text {number}", "json": fields, "cls": number})

@@ -139,9 +139,12 @@ def test_vacuum_removes_old_files_of_killed_runs_and_nothing_else(root: Root) ->
     Path(root.join("streams/semantic/notes.txt")).write_text("mine")
     before = files(root)
     old, young = orphan(root, "semantic", 3 * DAY_S), orphan(root, "acoustic", 1 * DAY_S)
+    torn = f"streams/semantic/.{Path(old).name}-k3xq2a.tmp"
+    Path(root.join(torn)).write_bytes(b"PAR1")
+    make_old(root, torn, 3 * DAY_S)
     listed = vacuum(root, older_than_h=48, dry_run=True)
-    assert [leftover.path for leftover in listed] == [old]
-    assert files(root) == before | {old, young}
+    assert {leftover.path for leftover in listed} == {old, torn}
+    assert files(root) == before | {old, young, torn}
     vacuum(root, older_than_h=48, dry_run=False)
     assert files(root) == before | {young}
     assert vacuum(root, older_than_h=48, dry_run=False) == []
