@@ -147,6 +147,7 @@ def test_writes_whose_answers_are_lost_are_found_done(do: Do, run: Run):
     assert json.loads(done.stdout)["shards"] == len(run.undisturbed["semantic"])
 
 
+@pytest.mark.slow
 def test_commits_that_conflict_with_nothing_are_made_again(run: Run):
     done = run.tokenize(*strike("409", COMMITS))
     assert done.returncode == 0, done.stderr
@@ -166,6 +167,7 @@ def test_bodies_that_break_off_are_fetched_again(do: Do, run: Run):
     assert len(run.struck(do)) == len(READS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["a shard of the corpus", pytest.param("the codebook", marks=pytest.mark.slow)])
 def test_a_bit_that_flips_on_its_way_is_noticed(kind: str, run: Run):
     done = run.tokenize(*strike("flip", [kind]))
@@ -198,6 +200,7 @@ def test_slow_answers_only_take_longer(run: Run):
     assert len(run.struck("slow")) == 3
 
 
+@pytest.mark.slow
 def test_a_corpus_is_built_though_the_answers_to_its_writes_are_lost(
     samples: Path, small_root: Path, on_swift: Swift, in_process: Callable[..., CompletedProcess[str]]
 ):

@@ -138,6 +138,7 @@ def test_recordings_replaced_deleted_and_added_during_a_run_are_told_and_wait(
     tally("under", changed=2, missing=1, added=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "settings"),
     [

@@ -65,6 +65,7 @@ def test_the_doctor_tries_a_store_and_leaves_nothing(on_swift: Swift):
         Root("s3://no-such-bucket-here/data").require_writable()
 
 
+@pytest.mark.slow
 def test_the_doctor_sees_that_a_store_lets_two_create_one_object(on_swift: Swift):
     bucket = on_swift.bucket()
     with on_swift.environment(AWS_ENDPOINT_URL=on_swift.racing_endpoint):

@@ -388,6 +388,7 @@ import os, signal, sys
 from wavemill.pipelines.audio import Limits
 from wavemill.pipelines.decoder import Decoder, DecoderSettings
 from wavemill.pipelines.recordings import Opener, Place
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without it
 decoder = Decoder(DecoderSettings())
 def probe(path):
     with Opener().open(Place(source_root=os.path.dirname(path), path=os.path.basename(path))) as opened:

@@ -368,6 +368,7 @@ def test_a_store_that_fails_for_good_is_no_fault_of_the_recording(on_swift: Swif
     assert len(read(decoder, place_of(uri), found, [Span(0, 1_000_000)])[0]) == 4_000_000
 
 
+@pytest.mark.slow
 def test_a_slow_store_is_no_decoder_that_hangs(on_swift: Swift, monkeypatch: pytest.MonkeyPatch) -> None:
     content, bucket = sound("a.wav", 200_000), on_swift.bucket()
     for name in ("a.wav", "hang.wav"):
@@ -487,6 +488,7 @@ def test_a_build_that_meets_other_bytes_of_the_same_size_says_replaced(
     assert counted() == (0, 5, 1)
 
 
+@pytest.mark.slow
 def test_a_source_that_moved_between_disk_and_store_gives_the_same_codes(
     on_swift: Swift, fitted_root: Path, tmp_path: Path
 ) -> None:

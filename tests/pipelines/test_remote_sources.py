@@ -180,6 +180,7 @@ def test_a_corpus_built_from_a_store_into_a_store_has_the_rows_of_one_built_on_a
     assert (again.counts.new, again.counts.known) == (0, len(local))
 
 
+@pytest.mark.slow
 def test_a_glob_takes_what_it_takes_on_a_disk(mixed: Path, on_swift: Swift, bucket: str) -> None:
     uri = on_swift.upload(mixed, f"{bucket}/x/mixed")
     for pattern in ("*.wav", "**/*.wav", "**", "*", "**/er/*", "deep/**/b.*", "??????/[01].t*", "[!d]*"):
@@ -194,6 +195,7 @@ def test_a_single_object_is_a_source_with_what_lies_beside_it(put: Callable[...,
     assert (source.name, source.root, list(source.entries)) == ("s", uri, [Entry(path="a.wav", text="one")])
 
 
+@pytest.mark.slow
 def test_a_source_in_a_store_is_called_like_its_last_part(on_swift: Swift, bucket: str) -> None:
     on_swift.put(f"{bucket}/a/speech/x.wav", sound())
     place = bucket.removeprefix("s3://")
@@ -269,6 +271,7 @@ def test_hidden_names_and_markers_of_folders_are_passed_over(put: Callable[..., 
     assert not source.skipped
 
 
+@pytest.mark.slow
 def test_the_datasets_own_root_is_passed_over_wherever_it_lies_in_a_source(put: Callable[..., str]) -> None:
     uri = put("a.wav", "tokens/b.wav", "tokens-2/c.wav", "d/tokens/e.wav")
     for root in (f"{uri}/tokens", f"{uri}/tokens/", uri.replace("s3://", "S3://") + "/tokens"):
@@ -299,6 +302,7 @@ def test_a_folder_is_listed_by_pages_and_recordings_are_not_looked_at(
     assert len(on_swift.requests(match="continuation-token=")) == 2
 
 
+@pytest.mark.slow
 def test_of_a_side_file_one_request_is_made(on_swift: Swift, put: Callable[..., str]) -> None:
     names = [f"{number:02}" for number in range(20)]
     uri = put(*(f"{name}.wav" for name in names), **{f"{name}.txt": name for name in names})
@@ -374,6 +378,7 @@ LEADING_OUT = {
 }
 
 
+@pytest.mark.slow
 def test_a_manifest_in_a_store_names_nothing_of_this_machine(put: Callable[..., str]) -> None:
     for number, (name, words) in enumerate(LEADING_OUT.items()):
         uri = put(**{f"{number}.jsonl": jsonl("a.wav", name)})
@@ -459,6 +464,7 @@ def test_wrong_credentials_are_a_stores_trouble_and_no_secret_is_told(on_swift: 
         assert "canary" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("match", "skip"), [("list-type=2", 7), ("a.txt", 0), ("t.tar", 1), ("p.parquet", 1), ("g.tgz", 1), ("unknown", 0)]
 )

@@ -176,6 +176,7 @@ def test_pins_hold_in_the_store(remote: str):
     assert list_pins(root) == []
 
 
+@pytest.mark.slow
 def test_vacuum_removes_old_leftovers_from_the_store_and_nothing_else(
     on_swift: Swift, remote: str, monkeypatch: pytest.MonkeyPatch
 ):
