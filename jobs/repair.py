@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ..pipelines.named import require_named
 from ..pipelines.streams import full_fingerprint, require_same_corpus, require_same_fingerprint, stream_config
-from ..pipelines.tokenize import ShardReport, ShardTask, Work
+from ..pipelines.tokenize import ShardReport, ShardTask
 from ..storage.codes import list_streams, open_corpus, open_stream, read_codes, stream_folder
 from ..storage.drivers import SoleDriver
 from ..storage.parquet import CorruptFile, read_parquet
@@ -122,23 +122,13 @@ def mend(
         return repaired
     names = sorted({name for task in tasks for name in task.streams})
     on_start(sum(corpus.files[task.shard].num_rows for task in tasks))
-    work = Work(
-        root_uri=root.uri,
-        corpus=corpus,
-        streams=tuple(
-            stream_config(name, snapshots[name], weights=(weights or {}).get(name), local_files_only=local_files_only)
-            for name in names
-        ),
-        device=options.device,
-        source_roots=options.source_roots,
-        decode_threads=options.decode_threads,
-        decode_ahead_bytes=options.decode_ahead_bytes,
-        decoder=options.decoder,
-        batch_seconds=options.batches(),
-    )
+    streams = [
+        stream_config(name, snapshots[name], weights=(weights or {}).get(name), local_files_only=local_files_only)
+        for name in names
+    ]
     root.require_writable()
     with SoleDriver(root, [stream_folder(name) for name in names], on_warning=on_warning), closing(engine()) as running:
-        about = running.start(work, len(tasks))
+        about = running.start(options.work(root, corpus, streams), len(tasks))
         for name, fingerprint in about.fingerprints.items():
             require_same_fingerprint(root, name, snapshots[name], full_fingerprint(fingerprint, corpus))
         other: dict[str, list[Receipt]] = {}

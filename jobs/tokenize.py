@@ -57,6 +57,20 @@ class TokenizeOptions:
             return dict.fromkeys(Mode, self.batch_seconds)
         return BATCH_SECONDS if self.device.startswith("cuda") else None
 
+    def work(self, root: Root, corpus: Snapshot, streams: Sequence[StreamConfig]) -> Work:
+        """What workers are told."""
+        return Work(
+            root_uri=root.uri,
+            corpus=corpus,
+            streams=tuple(streams),
+            device=self.device,
+            source_roots=self.source_roots,
+            decode_threads=self.decode_threads,
+            decode_ahead_bytes=self.decode_ahead_bytes,
+            decoder=self.decoder,
+            batch_seconds=self.batches(),
+        )
+
 
 @dataclass(slots=True, kw_only=True)
 class Summary:
@@ -115,20 +129,9 @@ def tokenize(
             _require_complete(name, snapshot or _NO_TABLE, corpus)
         return summary
     root.require_writable()
-    work = Work(
-        root_uri=root.uri,
-        corpus=corpus,
-        streams=tuple(streams),
-        device=options.device,
-        source_roots=options.source_roots,
-        decode_threads=options.decode_threads,
-        decode_ahead_bytes=options.decode_ahead_bytes,
-        decoder=options.decoder,
-        batch_seconds=options.batches(),
-    )
     started = time.monotonic()
     with SoleDriver(root, [stream.folder for stream in streams], on_warning=on_warning), closing(engine()) as running:
-        about = running.start(work, len(tasks))
+        about = running.start(options.work(root, corpus, streams), len(tasks))
         require_fingerprints(about.fingerprints, fingerprints)
         run = _Run(root, streams, snapshots, corpus, about, options)
         try:

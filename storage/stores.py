@@ -99,7 +99,7 @@ def open_store(uri: str) -> tuple[Any, str]:
         store, top = fsspec.core.url_to_fs(f"{scheme}://{bucket}", **options)  # which takes `::` in a key for a chain
     except (ImportError, ValueError) as error:
         raise UserError(
-            f"{uri} cannot be opened: {error}. Install what reads it: pip install {SCHEMES[scheme]}"
+            f"{redacted(uri)} cannot be opened: {error}. Install what reads it: pip install {SCHEMES[scheme]}"
         ) from error
     if scheme == "s3":
         store.retries = _CALL_ATTEMPTS
@@ -108,7 +108,7 @@ def open_store(uri: str) -> tuple[Any, str]:
 
 
 def table_options(uri: str) -> dict[str, str]:
-    """deltalake's `storage_options` for a table at a URI. Credentials that expire are read anew at each call."""
+    """deltalake's `storage_options` for a table at a URI. Credentials of roles, which expire, are renewed."""
     if not is_remote(uri):
         return {}
     options = dict(_TABLE_RETRIES)
