@@ -21,7 +21,8 @@ from ..storage.codes import CORPUS
 from ..storage.drivers import SoleDriver
 from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
-from ..storage.table import Receipt, Snapshot, TableWriter, create_table, read_snapshot, write_shard
+from ..storage.table import Receipt, Snapshot, create_table, read_snapshot, write_shard
+from ..storage.writer import TableWriter
 from ..tokenizers.separate import Separator
 from ..tokenizers.spec import UserError
 from .interrupts import Interrupted

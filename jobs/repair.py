@@ -12,7 +12,8 @@ from ..storage.drivers import SoleDriver
 from ..storage.parquet import CorruptFile, read_parquet
 from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
-from ..storage.table import Receipt, Snapshot, TableWriter
+from ..storage.table import Receipt, Snapshot
+from ..storage.writer import TableWriter
 from ..tokenizers.spec import UserError
 from .engine import Engine
 from .tokenize import TokenizeOptions, require_fingerprints

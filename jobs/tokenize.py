@@ -28,7 +28,8 @@ from ..storage.drivers import SoleDriver
 from ..storage.failpoints import failpoint
 from ..storage.root import Root
 from ..storage.schema import stream_schema
-from ..storage.table import Snapshot, TableWriter, create_table, read_snapshot
+from ..storage.table import Snapshot, create_table, read_snapshot
+from ..storage.writer import TableWriter
 from ..tokenizers.ladder import BATCH_SECONDS
 from ..tokenizers.spec import RunFailed, StreamSpec
 from ..tokenizers.tokenizer import Mode, fingerprint_hash

@@ -7,7 +7,8 @@ cover neither headers nor the footer.
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from itertools import product
 
@@ -66,13 +67,16 @@ def shard_file_name(shard: int, content: bytes) -> str:
 
 def read_parquet(root: Root, relative: str, *, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """Read a file of a table, all of its bytes checked. Raises `CorruptFile`, naming the file."""
-    with _told(root, relative):
-        content = root.read_bytes(relative)
-        if content[:4] != _MAGIC:
-            raise pa.ArrowInvalid("it does not begin as a Parquet file")
-    return ParquetShard(root, relative, len(content), schema=schema, content=content).read(
-        columns if columns is not None else schema.names
-    )
+
+    def read() -> pa.Table:
+        with _told(root, relative):
+            content = root.read_bytes(relative)
+            if content[:4] != _MAGIC:
+                raise pa.ArrowInvalid("it does not begin as a Parquet file")
+        shard = ParquetShard(root, relative, len(content), schema=schema, content=content)
+        return shard.read(columns if columns is not None else schema.names)
+
+    return _twice(root, read)
 
 
 class ParquetShard:
@@ -92,12 +96,16 @@ class ParquetShard:
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """These columns, in the types of the schema."""
-        with _told(self._root, self._relative):
-            file = pq.ParquetFile(
-                pa.BufferReader(self._checked(columns)), metadata=self._metadata, page_checksum_verification=True
-            )
-            # on one thread: with PyTorch loaded, pyarrow's own threads may abort the process at its exit
-            table = file.read(columns=list(columns), use_threads=False)
+
+        def read() -> pa.Table:
+            with _told(self._root, self._relative):
+                file = pq.ParquetFile(
+                    pa.BufferReader(self._checked(columns)), metadata=self._metadata, page_checksum_verification=True
+                )
+                # on one thread: with PyTorch loaded, pyarrow's own threads may abort the process at its exit
+                return file.read(columns=list(columns), use_threads=False)
+
+        table = read() if self._content is not None else _twice(self._root, read)
         return table.cast(pa.schema([self._schema.field(name) for name in columns]))
 
     def _checked(self, columns: Sequence[str]) -> pa.Buffer:
@@ -149,6 +157,14 @@ class ParquetShard:
         if self._content is not None:
             return [self._content[begin:end] for begin, end in ranges]
         return self._root.read_ranges(self._relative, ranges)
+
+
+def _twice(root: Root, read: Callable[[], pa.Table]) -> pa.Table:
+    """Read, in a store once more where bytes are not those that were written: they may have changed on their way."""
+    if not root.is_local:
+        with suppress(CorruptFile):
+            return read()
+    return read()
 
 
 def _with_hashes(content: bytes, unknown: bytes) -> bytes:

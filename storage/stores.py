@@ -26,7 +26,7 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _REQUEST_ATTEMPTS = 4  # botocore's, 0 to 1, 2 and 4 s apart,
 _CALL_ATTEMPTS = 3  # in each of s3fs's, which see to torn bodies, too
 _TABLE_RETRIES = {"max_retries": "10", "retry_timeout": "25s"}  # object_store's
-_CONNECT_S, _READ_S = 5, 15  # without a byte
+_CONNECT_S, _READ_S = 5, 10  # without a byte
 
 _SECRETS = (  # in URLs: what signs them, and user:password@ or user@ before the host
     re.compile(

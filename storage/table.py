@@ -1,18 +1,15 @@
-"""Shard tables on Delta Lake: one data file per shard, one writer at a time, nothing committed twice.
+"""Shard tables on Delta Lake: one data file per shard.
 
 The only file that knows deltalake. A worker writes a shard's file and hands back a `Receipt`; the driver, through
-`TableWriter`, is the only one who commits.
+`writer.TableWriter`, is the only one who commits.
 """
 
 import json
 import re
 import time
-import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import deltalake
 import pyarrow as pa
@@ -28,18 +25,14 @@ from .schema import FORMAT_VERSION
 from .stores import StoreTrouble, redacted, table_options
 
 _SHARD_FILE = re.compile(r"shard-(\d{6,})-[0-9a-f]{16}\.parquet")
-_ATTEMPTS = 5
-_PATIENCE_S = 25.0  # after so long nothing is tried again
-_COMMIT_ERRORS = (DeltaError, OSError)  # applied, refused or never sent: each means look, none means lost
+ATTEMPTS = 5
+PATIENCE_S = 25.0  # after so long nothing is tried again
+COMMIT_ERRORS = (DeltaError, OSError)  # applied, refused or never sent: each means look, none means lost
 # by default a log older than 30 days is deleted, by delta-rs itself and by any tool that is asked to clean up
 _KEEP_HISTORY = {"delta.enableExpiredLogCleanup": "false", "delta.logRetentionDuration": "interval 36500 days"}
 _HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")  # colours
 _REFUSAL = re.compile(r"(?s)(?:<\?xml[^>]*>\s*)?<Error>.*?(?:</Error>|\Z)")  # S3's, which may repeat keys and tokens
-
-
-class StreamTaken(RunFailed):
-    """Another driver has fenced this table since we did: it goes on, we stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +115,7 @@ def read_snapshot(root: Root, folder: str, *, version: int | None = None) -> Sna
 def create_table(root: Root, folder: str, *, schema: pa.Schema, metadata: dict[str, Any]) -> Snapshot:
     """Create an empty table, or take the one that another process created first. Raises `RunFailed`, `UserError`."""
     failure: Exception | None = None
-    for _ in range(_ATTEMPTS):
+    for _ in range(ATTEMPTS):
         failpoint("before-create")
         try:
             DeltaTable.create(
@@ -136,7 +129,7 @@ def create_table(root: Root, folder: str, *, schema: pa.Schema, metadata: dict[s
                 # tried again after a lost race, a creation would replace the winner's table with ours
                 commit_properties=CommitProperties(max_commit_retries=0),
             )
-        except _COMMIT_ERRORS as error:
+        except COMMIT_ERRORS as error:
             failure = error
         failpoint("after-create")
         snapshot = read_snapshot(root, folder)
@@ -147,46 +140,6 @@ def create_table(root: Root, folder: str, *, schema: pa.Schema, metadata: dict[s
         f"Cannot create the table {root.join(folder)}: {told}. See that there is space and that it may be written "
         "to, then run again."
     ) from failure
-
-
-class TableLog(Protocol):
-    """A table's log as the driver's protocol needs it: seen at one version until it is refreshed, appends or not.
-
-    Any call may raise `DeltaError` or `OSError`. From `append` that says nothing: the commit may have been made, or be
-    made yet.
-    """
-
-    @property
-    def version(self) -> int: ...
-
-    @property
-    def epoch(self) -> int:
-        """The app transaction of the last commit that carried one; 0 if none did."""
-        ...
-
-    def refresh(self) -> None:
-        """Go to the newest version."""
-        ...
-
-    def snapshot(self) -> Snapshot:
-        """Raises `UserError` for a table that is not ours."""
-        ...
-
-    def drivers(self) -> list[str]:
-        """Who made the table's last commits, the newest first."""
-        ...
-
-    def append(self, receipts: Sequence[Receipt], *, epoch: int, driver: str) -> None:
-        """Make a commit of these files and this epoch, unless one that carries an epoch came behind our version."""
-        ...
-
-    def remove(self, shards: Sequence[int], *, epoch: int, driver: str) -> None:
-        """Make such a commit in which these shards' files are no longer named. They are there still, and are whole."""
-        ...
-
-    def forget_missing(self, *, epoch: int, driver: str) -> None:
-        """Make such a commit in which files that are not there are no longer named."""
-        ...
 
 
 class DeltaLog:
@@ -240,161 +193,20 @@ class DeltaLog:
         return CommitProperties(custom_metadata={"driver": driver}, app_transactions=[Transaction(self._folder, epoch)])
 
 
-class TableWriter:
-    """The one driver that may commit to a table: fences others out when it starts, commits receipts in batches.
-
-    A fence is an empty commit that raises the table's app transaction to the next epoch. Each later commit carries
-    the same epoch and is made on a log in which that epoch was just seen, so another driver's fence makes it fail:
-    `StreamTaken`. A commit whose answer was lost is looked up in the table before it is judged.
-    """
-
-    def __init__(
-        self,
-        root: Root,
-        folder: str,
-        *,
-        open_log: Callable[[Root, str], TableLog] = DeltaLog,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        """Take the table over. Raises `StreamTaken` if another does so meanwhile, `UserError` if it is not ours."""
-        self._root = root
-        self._folder = folder
-        self._place = root.join(folder)
-        self._open_log = partial(open_log, root, folder)
-        self._sleep = sleep
-        self._driver = uuid.uuid4().hex
-        self._log: TableLog | None = None
-        self._try(self._begin)
-        self._try(self._fence)
-        self._try(self._look)
-
-    def commit(self, receipts: Iterable[Receipt]) -> None:
-        """Make these shards part of the table: all, once. Raises `StreamTaken`, and `RunFailed` if a file is gone."""
-        by_shard = {receipt.shard: receipt for receipt in receipts}
-        self._try(partial(self._append_missing, by_shard))
-
-    def replace(self, receipts: Iterable[Receipt], *, damaged: Collection[int] = ()) -> None:
-        """Put these files in the place of those that the table has for their shards. Raises what `commit` does.
-
-        In two commits: who dies in between leaves shards that the stream lacks, for `tokenize` to make. Versions before
-        this one keep the files that they name, unless `damaged` says that those of a shard cannot be read: these go.
-        """
-        by_shard = {receipt.shard: receipt for receipt in receipts}
-        self._try(partial(self._remove_others, by_shard, damaged))
-        failpoint("shards-removed")
-        self.commit(by_shard.values())
-
-    def _try(self, step: Callable[[], object]) -> None:
-        """Take a step, which begins with a look at the newest version; and again if it fails or its answer is lost."""
-        until = time.monotonic() + _PATIENCE_S
-        for attempt in range(_ATTEMPTS):
-            try:
-                step()
-                return
-            except _COMMIT_ERRORS as error:
-                if attempt == _ATTEMPTS - 1 or time.monotonic() > until:
-                    raise self._gave_up(error) from error
-                self._log = None  # opened anew: credentials may have expired
-                self._sleep(0.1 * 2**attempt)
-
-    def _begin(self) -> None:
-        log = self._newest()
-        self.snapshot = log.snapshot()  # refuses what is not ours before it is touched
-        self._epoch = log.epoch + 1
-
-    def _fence(self) -> None:
-        log = self._newest()
-        if log.epoch >= self._epoch:
-            # an answer of ours was lost, or another run was faster
-            if self._driver not in log.drivers():
-                raise StreamTaken(self._taken())
-            return
-        failpoint("before-fence")
-        log.append([], epoch=self._epoch, driver=self._driver)
-        failpoint("after-fence")
-
-    def _look(self) -> TableLog:
-        """The log at its newest version, in which the epoch is still ours, and its snapshot."""
-        failpoint("before-look")
-        log = self._newest()
-        if log.epoch != self._epoch:
-            raise StreamTaken(self._taken())
-        if log.version != self.snapshot.version:
-            # an answer of ours was lost, or another tool was here: see that it is still a shard table
-            self.snapshot = log.snapshot()
-        return log
-
-    def _append_missing(self, receipts: dict[int, Receipt]) -> None:
-        log = self._look()
-        missing = {shard: receipts[shard] for shard in sorted(receipts) if shard not in self.snapshot.files}
-        if not missing:
-            return
-        for receipt in missing.values():
-            self._require_there(receipt)
-        failpoint("before-commit")
-        log.append(list(missing.values()), epoch=self._epoch, driver=self._driver)
-        failpoint("after-commit")
-        files = dict(sorted({**self.snapshot.files, **missing}.items()))
-        self.snapshot = replace(self.snapshot, version=self.snapshot.version + 1, files=files)
-
-    def _remove_others(self, receipts: dict[int, Receipt], damaged: Collection[int]) -> None:
-        seen = self._look()
-        named = self.snapshot.files
-        other = [shard for shard in receipts if shard in named and named[shard].file_name != receipts[shard].file_name]
-        for shard in other:
-            if shard in damaged:
-                with suppress(FileNotFoundError):
-                    self._root.remove(f"{self._folder}/{named[shard].file_name}")
-        if set(other) & set(damaged):
-            seen.forget_missing(epoch=self._epoch, driver=self._driver)
-            seen = self._look()
-        sound = [shard for shard in other if shard in self.snapshot.files and shard not in damaged]
-        if sound:
-            seen.remove(sound, epoch=self._epoch, driver=self._driver)
-            self._look()
-
-    def _require_there(self, receipt: Receipt) -> None:
-        """A vacuum may have removed the file of a run that stood still for hours, as on a computer that slept."""
-        if not self._root.exists(f"{self._folder}/{receipt.file_name}"):
-            raise RunFailed(
-                f"{self._place}/{receipt.file_name} was written, but is gone: it was removed before it was committed, "
-                "as a vacuum does if a run stands still for hours. Run the command again: what is missing is made anew."
-            )
-
-    def _newest(self) -> TableLog:
-        if self._log is None:
-            self._log = self._open_log()
-        else:
-            self._log.refresh()
-        return self._log
-
-    def _gave_up(self, error: Exception) -> RunFailed:
-        return RunFailed(
-            f"Cannot commit to {self._place} after several tries: {reason(error)}. "
-            "What was committed stays. See that there is space and that it may be written to, then run again."
-        )
-
-    def _taken(self) -> str:
-        return (
-            f"{self._place} was taken over by another run that started after this one. "
-            "That run goes on; this one stops. Nothing is lost: run the command again when the other has ended."
-        )
-
-
 def _open(root: Root, folder: str) -> DeltaTable:
     return DeltaTable(root.join(folder), storage_options=table_options(root.uri))
 
 
 def _open_patiently(root: Root, folder: str) -> DeltaTable:
     """`_open`, again where a store's answer breaks off: deltalake asks again only for answers that did not begin."""
-    until = time.monotonic() + _PATIENCE_S
-    for attempt in range(_ATTEMPTS):
+    until = time.monotonic() + PATIENCE_S
+    for attempt in range(ATTEMPTS):
         try:
             return _open(root, folder)
         except TableNotFoundError:
             raise
-        except _COMMIT_ERRORS:
-            if root.is_local or attempt == _ATTEMPTS - 1 or time.monotonic() > until:
+        except COMMIT_ERRORS:
+            if root.is_local or attempt == ATTEMPTS - 1 or time.monotonic() > until:
                 raise
     raise AssertionError("unreachable")
 

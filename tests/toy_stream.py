@@ -16,7 +16,8 @@ from wavemill.storage.packing import PackingMethod
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA, code_columns, stream_schema
 from wavemill.storage.selection import Pack
-from wavemill.storage.table import TableWriter, create_table, write_shard
+from wavemill.storage.table import create_table, write_shard
+from wavemill.storage.writer import TableWriter
 from wavemill.tokenizers.spec import FrameRule, StreamSpec
 
 Feed = TokenDataset | MixedDataset

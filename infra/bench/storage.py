@@ -30,7 +30,8 @@ from wavemill.storage.codes import open_stream, stream_folder
 from wavemill.storage.parquet import ParquetShard, parquet_bytes
 from wavemill.storage.root import Root
 from wavemill.storage.schema import code_columns, stream_schema
-from wavemill.storage.table import Snapshot, TableWriter, create_table, write_shard
+from wavemill.storage.table import Snapshot, create_table, write_shard
+from wavemill.storage.writer import TableWriter
 from wavemill.tokenizers.spec import StreamSpec
 
 SIZE_TARGET, PART_TARGET, WRITE_TARGET_MTOK = 1.02, 0.40, 50.0

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from wavemill.storage.codes import read_codes, stream_folder
 from wavemill.storage.root import Root
 from wavemill.storage.schema import code_columns, segment_id, stream_schema
-from wavemill.storage.table import Receipt, Snapshot, TableWriter, create_table, write_shard
+from wavemill.storage.table import Receipt, Snapshot, create_table, write_shard
+from wavemill.storage.writer import TableWriter
 from wavemill.tokenizers.spec import FrameRule, StreamSpec, num_frames
 
 STREAM = "acoustic"

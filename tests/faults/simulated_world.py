@@ -12,8 +12,9 @@ from deltalake.exceptions import CommitFailedError
 from greenlet import getcurrent, greenlet
 from wavemill.jobs.interrupts import Interrupted
 from wavemill.pipelines.streams import StreamConfig
-from wavemill.storage.table import Receipt, Snapshot, StreamTaken
+from wavemill.storage.table import Receipt, Snapshot
 from wavemill.storage.vacuum import LEAST_HOURS
+from wavemill.storage.writer import StreamTaken
 from wavemill.tokenizers.spec import RunFailed, UserError
 from wavemill.tokenizers.tokenizer import TokenizerConfig
 

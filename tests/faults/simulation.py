@@ -30,7 +30,8 @@ from wavemill.jobs import tokenize as job
 from wavemill.pipelines.tokenize import ShardReport, ShardTask, Work, WorkerAbout
 from wavemill.storage import vacuum
 from wavemill.storage.stores import StoreTrouble
-from wavemill.storage.table import Receipt, Snapshot, TableWriter
+from wavemill.storage.table import Receipt, Snapshot
+from wavemill.storage.writer import TableWriter
 from wavemill.tokenizers.spec import UserError
 
 OPTIONS = job.TokenizeOptions(max_error_share=1.0)

@@ -27,10 +27,11 @@ import simulation
 from simulated_world import STREAMS, Process, Violation, World, made
 from simulation import SimLog, SimRoot, installed, run_seeds
 from wavemill.jobs import tokenize as job
-from wavemill.storage import table, vacuum
+from wavemill.storage import vacuum, writer
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA
-from wavemill.storage.table import DeltaLog, Receipt, TableLog, create_table
+from wavemill.storage.table import DeltaLog, Receipt, create_table
+from wavemill.storage.writer import TableLog
 
 SEEDS = 1_500
 MANY_SEEDS = 50_000
@@ -42,7 +43,7 @@ FENCES = "log.append([], epoch=self._epoch, driver=self._driver)"
 COMMITS = "log.append(list(missing.values()), epoch=self._epoch, driver=self._driver)"
 LOOKS = "if log.epoch != self._epoch:"
 WHOSE = "if self._driver not in log.drivers():"
-IGNORES_ERRORS = "with __import__('contextlib').suppress(*_COMMIT_ERRORS): "
+IGNORES_ERRORS = "with __import__('contextlib').suppress(*COMMIT_ERRORS): "
 OPENS = "self._open_log()."
 
 TAKEN, FENCED, TWICE = "nobody else fenced it", "though another driver fenced it", "which has it"
@@ -66,11 +67,11 @@ WRITER = [
     ("what is committed is committed again", TWICE, " if shard not in self.snapshot.files}", "}"),
     ("a commit without an answer is taken for made", CLAIMED, COMMITS, IGNORES_ERRORS + COMMITS),
     ("a commit without an answer is made again blindly", f"{TWICE}|{FENCED}", COMMITS,
-     f"try: {COMMITS}\n        except _COMMIT_ERRORS: {COMMITS.replace('log.', OPENS)}"),
+     f"try: {COMMITS}\n        except COMMIT_ERRORS: {COMMITS.replace('log.', OPENS)}"),
     ("any new version is taken for a commit of ours", CLAIMED, COMMITS,
-     f"try: {COMMITS}\n        except _COMMIT_ERRORS:\n            if {OPENS}version == log.version: raise"),
+     f"try: {COMMITS}\n        except COMMIT_ERRORS:\n            if {OPENS}version == log.version: raise"),
     ("files are not looked for before they are committed", GONE, "self._require_there(receipt)", "pass"),
-    ("what the store refuses is not tried again", CRASHED, "except _COMMIT_ERRORS as", "except ValueError as"),
+    ("what the store refuses is not tried again", CRASHED, "except COMMIT_ERRORS as", "except ValueError as"),
 ]  # fmt: skip
 VACUUM = [
     ("new files are removed", OF_LATE, "time.time() - older_than_h * 3600", "time.time()"),
@@ -105,7 +106,7 @@ def changed(module: Any, name: str, old: str, new: str) -> Any:
 @pytest.mark.parametrize(
     ("place", "module", "name", "said", "old", "new"),
     mistakes(
-        ("writer", table, "TableWriter", WRITER),
+        ("writer", writer, "TableWriter", WRITER),
         ("remove_leftovers", vacuum, "vacuum", VACUUM),
         ("_tasks", job, "_tasks", TASKS),
     ),
@@ -144,7 +145,7 @@ def test_a_seed_is_one_history_in_every_process():
 
 def test_a_history_that_breaks_a_promise_is_told_with_the_way_to_repeat_it():
     with pytest.raises(Violation) as found:
-        run_seeds(3, 100, writer=changed(table, "TableWriter", LOOKS, FALSE))
+        run_seeds(3, 100, writer=changed(writer, "TableWriter", LOOKS, FALSE))
     said = str(found.value).splitlines()
     assert FENCED in said[0]
     assert any("puts" in line for line in said[1:-1])

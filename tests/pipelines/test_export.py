@@ -22,7 +22,8 @@ from wavemill.storage.codes import open_corpus, open_stream, read_codes, stream_
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA, stream_schema
-from wavemill.storage.table import TableWriter, create_table, write_shard
+from wavemill.storage.table import create_table, write_shard
+from wavemill.storage.writer import TableWriter
 from wavemill.tokenizers.spec import UserError
 
 Copy = Callable[[Path], Path]

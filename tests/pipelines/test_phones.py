@@ -31,7 +31,8 @@ from wavemill.pipelines.streams import StreamConfig
 from wavemill.storage.codes import open_corpus
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA, code_columns, stream_schema
-from wavemill.storage.table import TableWriter, create_table, write_shard
+from wavemill.storage.table import create_table, write_shard
+from wavemill.storage.writer import TableWriter
 from wavemill.tokenizers.spec import FrameRule, StreamSpec, UserError
 from wavemill.tokenizers.tokenizer import TokenizerConfig
 

@@ -23,7 +23,8 @@ from wavemill.storage.codes import open_corpus, open_stream, stream_folder, stre
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA, stream_schema
-from wavemill.storage.table import TableWriter, create_table, write_shard
+from wavemill.storage.table import create_table, write_shard
+from wavemill.storage.writer import TableWriter
 
 Copy = Callable[[Path], Path]
 Change = Callable[[int, pa.Table], pa.Table | None]

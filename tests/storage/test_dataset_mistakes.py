@@ -16,7 +16,8 @@ from wavemill.storage.layouts import flatten, semantic
 from wavemill.storage.parquet import CorruptFile, read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import stream_schema
-from wavemill.storage.table import TableWriter, create_table, write_shard
+from wavemill.storage.table import create_table, write_shard
+from wavemill.storage.writer import TableWriter
 from wavemill.tokenizers.spec import UserError
 
 

@@ -34,7 +34,8 @@ from wavemill.storage.pins import list_pins, pin, read_pin, unpin
 from wavemill.storage.root import Root
 from wavemill.storage.schema import code_columns, stream_schema
 from wavemill.storage.selection import Pack
-from wavemill.storage.table import TableWriter, create_table, write_shard
+from wavemill.storage.table import create_table, write_shard
+from wavemill.storage.writer import TableWriter
 
 Wavemill = Callable[..., CompletedProcess[str]]
 

@@ -15,8 +15,9 @@ from wavemill.storage.parquet import read_parquet
 from wavemill.storage.pins import list_pins, pin, read_pin, unpin
 from wavemill.storage.root import Root
 from wavemill.storage.schema import stream_schema
-from wavemill.storage.table import Snapshot, TableWriter, create_table, read_snapshot, write_shard
+from wavemill.storage.table import Snapshot, create_table, read_snapshot, write_shard
 from wavemill.storage.vacuum import vacuum
+from wavemill.storage.writer import TableWriter
 from wavemill.tokenizers.spec import UserError
 
 DAY_S = 24 * 3600

@@ -18,7 +18,8 @@ from deltalake.transaction import AddAction
 from wavemill.storage.codes import read_codes
 from wavemill.storage.root import Root
 from wavemill.storage.schema import FORMAT_VERSION, stream_schema
-from wavemill.storage.table import Receipt, Snapshot, StreamTaken, TableWriter, create_table, read_snapshot, write_shard
+from wavemill.storage.table import Receipt, Snapshot, create_table, read_snapshot, write_shard
+from wavemill.storage.writer import StreamTaken, TableWriter
 from wavemill.tokenizers.spec import FrameRule, RunFailed, StreamSpec, UserError
 
 SPEC = StreamSpec(

@@ -14,7 +14,8 @@ from object_store import GUEST_KEY, GUEST_SECRET, KEY, REGION, SECRET, Do, Fault
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA
 from wavemill.storage.stores import open_store, redacted, table_options
-from wavemill.storage.table import TableWriter, create_table, read_snapshot
+from wavemill.storage.table import create_table, read_snapshot
+from wavemill.storage.writer import TableWriter
 from wavemill.tokenizers.spec import RunFailed, UserError
 
 CANARY = "cAnAry7secret9and5token"

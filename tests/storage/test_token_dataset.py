@@ -20,7 +20,8 @@ from wavemill.storage.layouts import Segment
 from wavemill.storage.parquet import CorruptFile, read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import stream_schema
-from wavemill.storage.table import Receipt, TableWriter, create_table, write_shard
+from wavemill.storage.table import Receipt, create_table, write_shard
+from wavemill.storage.writer import TableWriter
 from wavemill.tokenizers.spec import UserError
 
 BOTH = {"semantic": None, "acoustic": None}
