@@ -29,7 +29,7 @@ test-all: $(STAMP)  ## run the tests, the slow ones too
 
 test-faults: $(STAMP)  ## kill, starve, fill up, poison and confuse wavemill; prints the targets and what was reached
 	@tally=$$(mktemp); WAVEMILL_TALLY=$$tally $(BIN)/python -m pytest -m 'slow or not slow' --timeout 1800 \
-	    -n 2 --dist worksteal tests/faults tests/storage/test_resume.py; status=$$?; \
+	    -n 4 --dist worksteal tests/faults tests/storage/test_resume.py; status=$$?; \
 	    $(BIN)/python tests/faults/report.py $$tally || status=1; rm $$tally; exit $$status
 
 test-hostile: $(STAMP)  ## offer wavemill everything hostile that we know of, the bombs too

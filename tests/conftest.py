@@ -79,6 +79,14 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
     return lambda name, make: _made_once(tmp_path_factory, name, make)
 
 
+@pytest.fixture
+def ray_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No other test that asks for this has a cluster meanwhile: two would starve each other's workers."""
+    base, _ = _shared_by_run(tmp_path_factory)
+    with FileLock(base / "ray.lock"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def swift(tmp_path_factory: pytest.TempPathFactory) -> Swift:
     """An object store on this machine, one for all processes of a run. `on_swift` has clients find it."""

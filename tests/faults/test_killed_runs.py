@@ -52,6 +52,7 @@ def test_a_run_killed_after_some_commits_does_only_the_rest(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_alone")
 def test_workers_killed_on_ray_are_replaced_within_the_run(
     fitted_root: Path, finished_root: Path, copy_root: Callable[[Path], Path], tmp_path: Path
 ):
@@ -66,6 +67,7 @@ def test_workers_killed_on_ray_are_replaced_within_the_run(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_alone")
 def test_a_driver_killed_on_ray_leaves_no_worker_and_is_finished_by_the_same_command(
     fitted_root: Path, finished_root: Path, copy_root: Callable[[Path], Path]
 ):
@@ -88,6 +90,7 @@ def test_a_driver_killed_on_ray_leaves_no_worker_and_is_finished_by_the_same_com
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_alone")
 def test_a_shard_whose_workers_keep_dying_is_named_and_a_later_run_does_it(
     fitted_root: Path, samples: Path, tmp_path: Path
 ):
@@ -135,7 +138,10 @@ def test_an_interrupted_run_commits_what_is_done_and_the_same_command_goes_on(
     fitted_root: Path,
     finished_root: Path,
     copy_root: Callable[[Path], Path],
+    request: pytest.FixtureRequest,
 ):
+    if engine == "ray":
+        request.getfixturevalue("ray_alone")
     root = copy_root(fitted_root)
     process = tokenize_process(root, "--engine", engine, failpoints="receipt-received=sleep:30@2")
     deadline = time.monotonic() + 60

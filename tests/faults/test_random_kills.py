@@ -24,19 +24,19 @@ from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.storage.root import Root
 
 KILLS = 6
-SLOW_SHARD = "shard-before-write=sleep:0.2"  # twice a shard: 60 shards on two workers last twelve seconds and more
+SLOW_SHARD = "shard-before-write=sleep:0.2"  # twice a shard: 30 shards on two workers last six seconds and more
 PLACES = ["shard-written@3", "after-fence", "before-commit-acoustic"]  # the others: see test_matrix.py
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_alone")]
 
 
 @pytest.fixture(scope="module")
 def long_root(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The samples in 60 shards, with codebooks."""
+    """The samples in some 30 shards, with codebooks."""
     path = tmp_path_factory.mktemp("long") / "root"
     sources = [f"speech={samples / 'manifest.jsonl'}", f"broken={samples / 'broken'}"]
-    result = build_corpus(Root(path), sources, CorpusPolicy(), shard_hours=0.0012)
-    assert result.num_shards >= 50
+    result = build_corpus(Root(path), sources, CorpusPolicy(), shard_hours=0.0028)
+    assert result.num_shards >= 24
     fit_codebook(Root(path), TokenizerConfig(tokenizer="mfcc-kmeans"), FitOptions(leave_out_speakers=LEFT_OUT))
     fit_codebook(Root(path), TokenizerConfig(tokenizer="mel-rvq"), FitOptions(size=64, leave_out_speakers=LEFT_OUT))
     return path

@@ -23,7 +23,7 @@ from wavemill.storage.root import Root
 LONGEST_S = 60.0  # from the fault to the end of a run that cannot go on
 SLOW_SHARD = "shard-before-write=sleep:2"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_alone")]
 
 
 @pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
