@@ -116,6 +116,7 @@ def require_same(tokenizer: Tokenizer, waveforms: list[Tensor], ours: list[Tenso
     assert found.near_ties <= 2 + 1e-4 * found.num_codes, found
 
 
+@pytest.mark.slow
 def test_the_frame_rule_holds_around_every_hop_and_for_some_more_lengths(tokenizer: Tokenizer, case: Case):
     spec = tokenizer.spec
     edges = {spec.window_length, *(hops * spec.hop_length for hops in range(4)), spec.window_length + spec.hop_length}

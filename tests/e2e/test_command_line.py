@@ -144,6 +144,7 @@ def test_verify_fails_on_a_flipped_bit(in_process: Wavemill, finished_root: Path
     assert "NOT WHOLE" in done.stderr
 
 
+@pytest.mark.slow
 def test_progress_in_a_pipe_is_lines_without_control_characters(
     wavemill: Wavemill, fitted_root: Path, copy_root: Callable[[Path], Path]
 ):
@@ -153,6 +154,7 @@ def test_progress_in_a_pipe_is_lines_without_control_characters(
     assert "\r" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_moved_source_is_found_when_it_is_named(
     in_process: Wavemill, fitted_root: Path, finished_root: Path, samples: Path, tmp_path: Path
 ):

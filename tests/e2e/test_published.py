@@ -144,6 +144,7 @@ def test_sound_of_a_codec_is_as_long_as_the_segment_or_as_its_codes(
         assert sound["duration_s"] == decoded.frames / rate
 
 
+@pytest.mark.slow
 def test_weights_that_moved_are_found_where_they_are_named(published: Path, tmp_path: Path, run: Wavemill):
     root = tmp_path / "tokens"
     shutil.copytree(published / "tokens", root)

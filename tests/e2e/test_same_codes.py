@@ -64,7 +64,7 @@ def test_ray_writes_the_very_files_that_the_inline_engine_writes(
             assert (root / ours.path(shard)).read_bytes() == (finished_root / theirs.path(shard)).read_bytes()
 
 
-@pytest.mark.parametrize("shard_hours", [0.002, 5.0])
+@pytest.mark.parametrize("shard_hours", [pytest.param(0.002, marks=pytest.mark.slow), 5.0])
 def test_the_size_of_shards_changes_no_code(
     shard_hours: float, fitted_root: Path, finished_root: Path, samples: Path, tmp_path: Path
 ):
@@ -73,6 +73,7 @@ def test_the_size_of_shards_changes_no_code(
     assert rows(root) == rows(finished_root)
 
 
+@pytest.mark.slow
 def test_the_order_of_sources_and_the_decoding_threads_change_no_code(
     fitted_root: Path, finished_root: Path, samples: Path, tmp_path: Path
 ):
@@ -146,6 +147,7 @@ def test_another_numerics_class_is_refused_by_its_difference_unless_allowed(
     assert tokenize(Root(root), STREAMS, InlineEngine, allowed).shards == 1
 
 
+@pytest.mark.slow
 def test_a_corpus_that_grows_leaves_what_was_there_and_adds_the_rest(
     fitted_root: Path, finished_root: Path, samples: Path, tmp_path: Path
 ):

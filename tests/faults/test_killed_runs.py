@@ -105,6 +105,7 @@ def test_a_shard_whose_workers_keep_dying_is_named_and_a_later_run_does_it(
     assert tokenize(root, STREAMS, InlineEngine, TokenizeOptions()).shards == 1
 
 
+@pytest.mark.slow
 def test_of_two_drivers_one_stops_with_a_sentence_and_the_other_finishes(
     fitted_root: Path, finished_root: Path, copy_root: Callable[[Path], Path]
 ):

@@ -166,6 +166,7 @@ STRANGE_NAMES = [
 STRANGE_IDS = ["../../x", "/etc/passwd", "..", "a/../../b", "%2e%2e", "\x1b[31mx", "x" * 10_000, "", "*", "a\0b"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["decode", "inspect", "streams"])
 def test_ids_and_names_that_are_paths_are_refused_and_nothing_is_written(
     world: World, tell: Teller, finished_root: Path, name: str

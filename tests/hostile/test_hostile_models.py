@@ -148,6 +148,7 @@ def test_a_bundle_of_torchaudio_that_is_a_pickle_is_refused_and_not_unpickled(
         tell.case(f"{form} as a bundle of torchaudio", str(refusal.value).rpartition("checkpoints/")[2])
 
 
+@pytest.mark.slow
 def test_a_codebook_that_is_a_pickle_is_refused_and_not_unpickled(
     world: World, tell: Teller, copy_root: Callable[[Path], Path], fitted_root: Path
 ) -> None:
@@ -253,6 +254,7 @@ def _parquet(table: pa.Table) -> bytes:
 # WebDataset
 
 
+@pytest.mark.slow
 def test_webdataset_is_told_to_be_careful_wherever_wavemill_imports_it(world: World, tell: Teller) -> None:
     """Its own defaults run a shell for `pipe:` and unpickle members. We write with it, and read tars by tarfile."""
     code = """

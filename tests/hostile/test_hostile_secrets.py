@@ -159,6 +159,7 @@ def test_a_dataset_in_a_store_holds_no_secret_and_neither_does_what_its_commands
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trouble", [next(iter(TROUBLES)), *(pytest.param(each, marks=pytest.mark.slow) for each in list(TROUBLES)[1:])]
 )

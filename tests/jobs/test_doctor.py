@@ -49,6 +49,7 @@ def test_a_root_that_is_not_there_yet_is_tried_above_and_not_made(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_json_is_a_list_of_checks_and_a_failure_is_the_exit_status(wavemill: Wavemill, tmp_path: Path):
     well = wavemill("doctor", tmp_path, "--json")
     assert well.returncode == 0, well.stdout

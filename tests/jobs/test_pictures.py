@@ -254,6 +254,7 @@ def test_a_segment_is_shown_as_words_as_json_and_as_a_picture(
     assert pixels(tmp_path / "a.png").shape[1] == WIDTH
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -279,6 +280,7 @@ def test_a_mistake_is_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_without_matplotlib_only_pictures_fail_and_say_what_to_install(finished_root: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['matplotlib'] = None; from wavemill.jobs.cli import main; "

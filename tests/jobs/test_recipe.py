@@ -352,6 +352,7 @@ def test_a_run_after_more_recordings_does_only_these_and_leaves_an_old_view_as_i
     assert _tree(project / "tokens" / "codebooks") == books
 
 
+@pytest.mark.slow
 def test_a_view_that_lost_a_tar_is_written_again_with_the_same_bytes(wavemill_here: Wavemill, project: Path):
     assert wavemill_here("run", project / "recipe.yaml").returncode == 0
     tar = next((project / "tokens" / "webdataset" / "plain").glob("*.tar"))

@@ -57,6 +57,7 @@ def test_shards_that_rot_or_vanish_are_again_what_they_were(
     assert look(Root(root)).tasks() == []
 
 
+@pytest.mark.slow
 def test_a_shard_that_comes_out_otherwise_is_left_alone_unless_that_is_accepted(
     fitted_root: Path, samples: Path, tmp_path: Path
 ):

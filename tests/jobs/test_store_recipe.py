@@ -21,6 +21,7 @@ tokenize: {engine: inline}
 InProcess = Callable[..., CompletedProcess[str]]
 
 
+@pytest.mark.slow
 def test_a_recipe_in_a_store_counts_its_paths_from_there(on_swift: Swift, in_process: InProcess, samples: Path):
     place = Root(f"s3://{on_swift.bucket()}/lab")
     for found in (samples / "speech").glob("en_anna_0[12].*"):  # with their transcripts

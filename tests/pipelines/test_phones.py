@@ -368,6 +368,7 @@ def test_streams_with_several_codebooks_want_one_named(tmp_path: Path) -> None:
 # The command
 
 
+@pytest.mark.slow
 def test_the_command_prints_figures_for_people_and_for_programs(
     tmp_path: Path, wavemill: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

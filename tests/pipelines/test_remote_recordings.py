@@ -144,6 +144,7 @@ def test_windows_of_long_recordings_are_read_by_ranges(
     assert all(request.condition for request in asked[1:])  # all of one version
 
 
+@pytest.mark.slow
 def test_a_recording_of_hundred_megabytes_is_probed_by_its_header_and_read_in_little_memory(
     on_swift: Swift, decoder: Decoder
 ) -> None:
@@ -234,6 +235,7 @@ def test_members_of_containers_are_read_in_any_order(on_swift: Swift, decoder: D
 # Never other bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to_end", [False, True])
 def test_what_is_not_what_the_corpus_was_built_of_is_told(on_swift: Swift, decoder: Decoder, to_end: bool) -> None:
     content, uri = sound("a.wav", 100_000), f"s3://{on_swift.bucket()}/a.wav"
@@ -285,6 +287,7 @@ def test_a_recording_that_goes_while_it_is_read_gives_its_samples_or_an_error(
     assert np.array_equal(got_N, samples_N[: len(got_N)])
 
 
+@pytest.mark.slow
 def test_a_container_that_is_replaced_while_it_is_read_gives_no_others_bytes(on_swift: Swift) -> None:
     size = 3_000_000  # together more than is fetched ahead
     members = {f"{number}.wav": Random(number).randbytes(size) for number in range(8)}
@@ -323,6 +326,7 @@ def version_of(content: bytes) -> str:
 # Trouble
 
 
+@pytest.mark.slow
 def test_a_store_that_stumbles_gives_the_same_samples(on_swift: Swift, decoder: Decoder) -> None:
     content, uri = sound("a.wav", 1_000_000), f"s3://{on_swift.bucket()}/a.wav"
     on_swift.put(uri, content)
@@ -435,6 +439,7 @@ RECORDINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["disk", "store"])
 def test_what_was_replaced_or_deleted_under_a_job_is_told_and_the_rest_has_its_codes(
     on_swift: Swift, fitted_root: Path, tmp_path: Path, where: str
@@ -468,6 +473,7 @@ def put(swift: Swift, source: str, files: Mapping[str, bytes | None]) -> None:
             swift.put(f"{source}/{name}", content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["disk", "store"])
 def test_a_build_that_meets_other_bytes_of_the_same_size_says_replaced(
     on_swift: Swift, tmp_path: Path, where: str
@@ -509,6 +515,7 @@ def test_a_source_that_moved_between_disk_and_store_gives_the_same_codes(
     assert errors_of(Root(tmp_path / "root-1")) == {"0.wav": "changed"}
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_stops_the_run_and_the_next_one_completes(
     on_swift: Swift, fitted_root: Path, tmp_path: Path
 ) -> None:

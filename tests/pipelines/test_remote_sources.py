@@ -264,6 +264,7 @@ def test_names_that_lead_out_or_cannot_be_asked_for_are_entries_with_an_error(pu
     assert globbed == {path: error for path, error in found.items() if path.endswith(".wav")}
 
 
+@pytest.mark.slow
 def test_hidden_names_and_markers_of_folders_are_passed_over(put: Callable[..., str]) -> None:
     uri = put("a.wav", ".b.wav", ".c/d.wav", "e/.f/g.wav", **{"e/": b"", "h/": b"", "": b""})
     source = open_source(uri, exclude=NOWHERE)
@@ -285,6 +286,7 @@ def test_the_datasets_own_root_is_passed_over_wherever_it_lies_in_a_source(put: 
 # What is asked of the store
 
 
+@pytest.mark.slow
 def test_a_folder_is_listed_by_pages_and_recordings_are_not_looked_at(
     on_swift: Swift, put: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +348,7 @@ def jsonl(*names: str) -> str:
     return "".join(json.dumps({"audio_filepath": name}) + "\n" for name in names)
 
 
+@pytest.mark.slow
 def test_a_manifest_may_name_objects_wherever_it_lies(put: Callable[..., str], tmp_path: Path) -> None:
     names = [f"{put()}/m/a.wav", "s3://elsewhere/x/b c.wav", "S3://elsewhere/d.wav"]
     uri = put(**{"m/list.jsonl": jsonl("./x/../e.wav", *names)})
@@ -455,6 +458,7 @@ def test_the_command_line_tells_a_mistake_from_a_store_that_fails(
     assert not (tmp_path / "root").exists()
 
 
+@pytest.mark.slow
 def test_wrong_credentials_are_a_stores_trouble_and_no_secret_is_told(on_swift: Swift, put: Callable[..., str]) -> None:
     uri = put("a.wav")
     for argument in (uri, f"{uri}/*.wav", f"{uri}/a.wav"):
@@ -510,6 +514,7 @@ def test_what_is_replaced_or_deleted_while_it_is_read_is_never_read_as_one(
             list(entries)
 
 
+@pytest.mark.slow
 def test_an_object_that_is_gone_when_it_is_to_be_read_is_missing(
     on_swift: Swift, put: Callable[..., str], tmp_path: Path
 ) -> None:

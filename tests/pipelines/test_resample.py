@@ -163,6 +163,7 @@ def test_a_tone_at_any_odd_rate_is_the_same_tone_at_16_khz(sample_rate: int) -> 
     assert (ours_N[inner] - expected_N[inner]).abs().max() < 5e-3  # what the filter lets ripple
 
 
+@pytest.mark.slow
 def test_odd_rates_need_no_more_memory_than_usual_ones() -> None:
     """torchaudio's taps for 47,999 to 24,000 Hz alone are 9 GB."""
     script = """

@@ -95,6 +95,7 @@ def test_a_dataset_that_was_copied_or_made_anew_is_as_whole(finished_root: Path,
     assert verdict.tokenized_again == 3
 
 
+@pytest.mark.slow
 def test_the_seed_decides_what_is_tokenized_again_and_none_is_a_sample_too(finished_root: Path) -> None:
     verdicts = [check(finished_root, sample=5, seed=seed) for seed in (1, 1, 2)]
     assert [verdict.tokenized_again for verdict in verdicts] == [5, 5, 5]

@@ -105,8 +105,8 @@ def test_a_dataset_that_is_made_in_the_store_is_byte_for_byte_the_local_one(
     "options",
     [
         {"streams": ["semantic", "acoustic"]},
-        {"streams": {"acoustic": 1}},
-        {"streams": ["acoustic"], "where": [("language", "==", "en")]},
+        pytest.param({"streams": {"acoustic": 1}}, marks=pytest.mark.slow),
+        pytest.param({"streams": ["acoustic"], "where": [("language", "==", "en")]}, marks=pytest.mark.slow),
         {"streams": ["semantic"], "pack": Pack(flatten("semantic"), 256)},
     ],
 )
@@ -124,6 +124,7 @@ def test_the_trainers_dataset_reads_it_as_it_reads_the_local_one(
     assert epoch(DataLoader(remote, **forked)) == epoch(DataLoader(local, **forked))
 
 
+@pytest.mark.slow
 def test_a_state_goes_on_from_the_disk_to_the_store_and_back(remote: str, finished_root: Path):
     def dataset(root: object) -> TokenDataset:
         return TokenDataset(str(root), ["semantic", "acoustic"], seed=5, batch_size=7)
@@ -167,6 +168,7 @@ def test_a_reader_of_one_codebook_fetches_only_its_bytes(on_swift: Swift):
     assert fetched[8] < receipt.size_bytes + 20_000
 
 
+@pytest.mark.slow
 def test_pins_hold_in_the_store(remote: str):
     root = Root(remote)
     versions = pin(root, "base")

@@ -126,6 +126,7 @@ def test_a_flipped_bit_anywhere_in_a_file_is_never_other_codes(root: Root) -> No
     require_found(root, path, SMALL, flips)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_the_header_of_any_page_is_never_other_codes(root: Root) -> None:
     path = put(root, codes_table(SMALL, num_rows=12, num_frames=40), SMALL)
     group = pq.read_metadata(root.join(path)).row_group(0)
@@ -135,6 +136,7 @@ def test_a_flipped_bit_in_the_header_of_any_page_is_never_other_codes(root: Root
     require_found(root, path, SMALL, flips)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_the_footer_is_never_other_rows_or_codes(root: Root) -> None:
     spec = make_spec(num_codebooks=1, codebook_size=100)
     path = put(root, codes_table(spec, num_rows=12, num_frames=40), spec)

@@ -190,7 +190,7 @@ def train(case: Case, stretch: Stretch, state: dict[str, Any] | None) -> tuple[l
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(number, marks=[] if number < 36 else pytest.mark.slow) for number in range(500)]
+    "number", [pytest.param(number, marks=[] if number < 20 else pytest.mark.slow) for number in range(500)]
 )
 def test_any_series_of_stops_gives_the_undisturbed_epoch(number: int, roots: tuple[str, str]) -> None:
     case = random_case(number, roots)

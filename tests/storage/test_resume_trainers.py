@@ -52,6 +52,7 @@ def test_torchdatas_loader_goes_on_with_the_next_step(
     assert found == expected[num_steps:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", NUM_WORKERS[1:])
 def test_torchdatas_loader_may_be_stopped_again_and_again(num_workers: int, roots: tuple[str, str]) -> None:
     build = Build(roots, weights=(0.6, 0.4), packing="best-fit", window_bytes=1)
@@ -167,6 +168,7 @@ def give_leave(process: subprocess.Popen[str], num_steps: int) -> None:
     process.stdin.flush()
 
 
+@pytest.mark.slow
 def test_two_ranks_that_are_killed_go_on_as_three_with_nothing_twice_or_left_out(
     tmp_path: Path, roots: tuple[str, str]
 ) -> None:

@@ -448,6 +448,7 @@ def require_all_history(root: Root) -> None:
     assert (newest.num_rows, newest.num_errors) == (42, 14)
 
 
+@pytest.mark.slow
 def test_a_version_40_days_old_still_opens_after_more_commits_and_checkpoints(aged_root: Root) -> None:
     require_all_history(aged_root)
     table = DeltaTable(aged_root.join(FOLDER))

@@ -169,6 +169,7 @@ def test_a_copied_dataset_goes_on_where_the_first_stood_and_they_part_there(root
         assert (first.epoch, second.epoch) == (0, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_that_live_on_see_each_new_epoch_and_each_loaded_state(context: str, roots: tuple[str, str]) -> None:
     build = Build(roots[:1], window_bytes=6_000)

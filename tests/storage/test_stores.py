@@ -95,9 +95,9 @@ def by_fsspec(swift: Swift, patch: pytest.MonkeyPatch, folder: Path) -> None:
         by_a_session,
         by_the_endpoint_of_s3_alone,
         by_a_profile,
-        by_a_profile_with_services,
-        by_a_process,
-        by_fsspec,
+        pytest.param(by_a_profile_with_services, marks=pytest.mark.slow),
+        pytest.param(by_a_process, marks=pytest.mark.slow),
+        pytest.param(by_fsspec, marks=pytest.mark.slow),
     ],
 )
 def test_both_libraries_find_the_store_where_botocore_would(

@@ -175,6 +175,7 @@ def test_dataloader_workers_share_an_epoch_and_keep_its_order(finished_root: Pat
             assert torch.equal(batch.num_frames[name], expected.num_frames[name])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 12 worker")
 def test_more_workers_than_batches_still_give_each_segment_once(finished_root: Path) -> None:
     dataset = TokenDataset(str(finished_root), ["semantic"], batch_size=20)
@@ -182,7 +183,7 @@ def test_more_workers_than_batches_still_give_each_segment_once(finished_root: P
     assert sorted(ids) == good_ids(finished_root)
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_spawned_workers_read_the_same_as_forked_ones(finished_root: Path, method: str) -> None:
     dataset = TokenDataset(str(finished_root), ["semantic"], seed=3)
     spawned, _ = ids_and_batches(dataset, num_workers=1, multiprocessing_context=method)

@@ -61,6 +61,7 @@ def require_torchaudio(name: str, architecture: str, model: nn.Module, layers: l
             assert (ours_TD - theirs[layer - 1][0]).norm() < 1e-5 * theirs[layer - 1].norm(), layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "name"), PUBLISHED)
 def test_every_layer_is_what_torchaudio_gives(architecture: str, name: str, hub: Path, monkeypatch: pytest.MonkeyPatch):
     require_torchaudio(name, architecture, save_bundle(name, hub, monkeypatch), [1, 2, 3])

@@ -166,6 +166,7 @@ def test_weights_come_from_the_hub_once_and_then_from_its_cache(served: str, fol
     assert "cannot be reached" in told[0]
 
 
+@pytest.mark.slow
 def test_what_the_hub_does_not_have_or_cannot_give_is_one_sentence(served: str, tmp_path: Path):
     told = _find_in_process(
         served,

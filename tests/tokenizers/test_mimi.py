@@ -42,6 +42,7 @@ def change(folder: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
+@pytest.mark.slow
 def test_attention_sees_the_published_window_and_no_more(folder: Path, copied: Path):
     """The same weights with windows of 20 and of 250 positions (10 s), on 15 s."""
     waveform_N = speech(20)[: 15 * 24_000 + 7]
