@@ -110,7 +110,8 @@ class TableWriter:
                 step()
                 return
             except COMMIT_ERRORS as error:
-                if attempt == ATTEMPTS - 1 or time.monotonic() > until:
+                # once more in any case: the time may have gone by while this computer slept
+                if attempt == ATTEMPTS - 1 or (attempt and time.monotonic() > until):
                     raise self._gave_up(error) from error
                 self._log = None  # opened anew: credentials may have expired
                 self._sleep(0.1 * 2**attempt)
