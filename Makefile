@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/ready
 
-.PHONY: help setup demo test test-all test-faults test-hostile test-published oracles lint peers bench-main bench-encode bench-exactness bench-padding bench-loader bench-storage pictures docs samples clean
+.PHONY: help setup demo test test-all test-faults test-hostile test-published oracles lint peers bench-main bench-encode bench-exactness bench-padding bench-kmeans bench-loader bench-storage bench-rvq bench-dac-rvq bench-assign bench-gpu-rvq pictures docs samples clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,7 +63,7 @@ bench-padding: $(STAMP)  ## the share of useful samples in batches for a GPU
 bench-main: $(STAMP)  ## time the main job; CORPUS=FOLDER for your own recordings
 	@$(BIN)/python infra/bench/main_job.py $(CORPUS)
 
-peers: .venv-peers/ready  ## make .venv-peers with the loaders to compare with (6 GB), for bench-loader and bench-storage
+peers: .venv-peers/ready  ## make .venv-peers with what the benches compare with (6 GB)
 
 .venv-peers/ready: infra/bench/peers/requirements.txt constraints.txt
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
@@ -75,8 +75,23 @@ peers: .venv-peers/ready  ## make .venv-peers with the loaders to compare with (
 bench-loader: .venv-peers/ready  ## tokens a second into packed batches, against webdataset, Hugging Face, litdata, MDS, memmap
 	@.venv-peers/bin/python infra/bench/loader.py
 
+bench-kmeans: .venv-peers/ready  ## fit codebooks beside scikit-learn's mini-batch k-means, on speech features; CORPUS=FOLDER
+	@.venv-peers/bin/python infra/bench/kmeans.py $(if $(CORPUS),--corpus $(CORPUS))
+
 bench-storage: .venv-peers/ready  ## bytes a code, reading three of eight codebooks, writing
 	@.venv-peers/bin/python infra/bench/storage.py
+
+bench-rvq: .venv-peers/ready  ## residual quantization, against transformers' EnCodec and vector-quantize-pytorch
+	@OMP_NUM_THREADS=1 .venv-peers/bin/python infra/bench/rvq.py
+
+bench-dac-rvq: .venv-peers/ready  ## DAC's quantizer, against transformers'
+	@OMP_NUM_THREADS=1 .venv-peers/bin/python infra/bench/dac_rvq.py
+
+bench-assign: .venv-peers/ready  ## k-means ids of features, against fairseq's formula
+	@OMP_NUM_THREADS=1 .venv-peers/bin/python infra/bench/assign.py
+
+bench-gpu-rvq: $(STAMP)  ## residual search and k-means ids on a CUDA device, against transformers' EnCodec and fairseq's formula
+	@$(BIN)/python infra/bench/gpu_rvq.py
 
 pictures: $(STAMP)  ## make the picture of the README again
 	@$(BIN)/wavemill demo --to demo

@@ -179,3 +179,15 @@ def require_device(device: str, *, elsewhere: bool = False) -> None:
 
     if not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no CUDA GPU on this machine. Use --device cpu.")
+
+
+def parse_numbers(text: str | None, flag: str, *, least: int, most: int) -> tuple[int, ...]:
+    """Whole numbers from 6,9,12; none from None."""
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and least <= int(part) <= most for part in parts):
+        raise UserError(
+            f"{flag} {text!r}: expected whole numbers from {least:,} to {most:,} with commas, such as 6,9,12."
+        )
+    return tuple(int(part) for part in parts)

@@ -9,12 +9,28 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..tokenizers.spec import RunFailed, UserError
-from . import commands_corpus, commands_look, commands_pins, commands_setup, commands_tokenizers, commands_tokens
+from . import (
+    commands_codebook,
+    commands_corpus,
+    commands_look,
+    commands_pins,
+    commands_setup,
+    commands_tokenizers,
+    commands_tokens,
+)
 from .console import app, fail, say
 from .interrupts import Interrupted, handle_interrupts
 
 # importing these puts their commands on `app`
-COMMANDS = (commands_setup, commands_corpus, commands_tokenizers, commands_tokens, commands_look, commands_pins)
+COMMANDS = (
+    commands_setup,
+    commands_corpus,
+    commands_codebook,
+    commands_tokenizers,
+    commands_tokens,
+    commands_look,
+    commands_pins,
+)
 BUG = 70  # exit status, as sysexits.h has it: EX_SOFTWARE
 _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, wherever this version of Typer keeps it
 

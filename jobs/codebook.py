@@ -1,38 +1,57 @@
-"""Codebooks of a root, with their story: fitted on a sample of the corpus, or brought from elsewhere."""
+"""Codebooks of a root, with their story: fitted on a sample of the corpus, brought from elsewhere, taken elsewhere."""
 
 import os
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
-from ..pipelines.centroids import read_centroids
+from ..pipelines.centroids import export_bytes, read_centroids
 from ..pipelines.named import require_named
-from ..pipelines.sample import sample_frames
-from ..pipelines.streams import CODEBOOKS
+from ..pipelines.sample import SampleReport
+from ..pipelines.sample_plan import SamplePlan, plan_sample
+from ..pipelines.sampled import Sampled
+from ..pipelines.streams import CODEBOOKS, read_codebook
 from ..pipelines.tokenize import Work
 from ..storage.codes import open_corpus
+from ..storage.failpoints import failpoint
 from ..storage.root import Root
 from ..storage.schema import require_stream_name
 from ..tokenizers.codebook import Codebook
-from ..tokenizers.fit import MIN_FRAMES_PER_CENTROID, faiss_version, fit_residual
+from ..tokenizers.fit import MIN_FRAMES_PER_CENTROID, FitPlan, Fitted, faiss_version, fit
 from ..tokenizers.numerics import use_exact_math, use_one_thread
-from ..tokenizers.registry import describe_features, load_features
+from ..tokenizers.registry import describe_features
 from ..tokenizers.spec import UserError
-from ..tokenizers.tokenizer import TokenizerConfig
+from ..tokenizers.tokenizer import Description, TokenizerConfig
+from .engine import Engine, InlineEngine
+from .fit_facts import distances, mean_square, phones
+from .fit_sample import highest, sampled
+
+BACKENDS = ("auto", "faiss", "torch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitOptions:
-    """How a codebook is fitted; None takes the tokenizer's own default."""
+    """How codebooks are fitted; None takes the tokenizer's own default."""
 
     name: str | None = None
     size: int | None = None
-    num_codebooks: int | None = None
-    budget_bytes: int = 64 * 1024 * 1024
+    num_codebooks: int | None = None  # of all groups
+    groups: int = 1
+    spherical: bool = False
+    refine: bool = False
+    backend: str = "auto"
+    budget_bytes: int = 64 * 1024 * 1024  # of the frames of one layer
+    memory_bytes: int = 1024**3  # of frames held in memory; more are spilled to a file
+    stratify: str | None = None
     seed: int = 0
     leave_out_speakers: frozenset[str] = frozenset()
     replace: bool = False
@@ -40,30 +59,68 @@ class FitOptions:
     source_roots: tuple[tuple[str, str], ...] = ()
 
 
-def fit_codebook(
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """One codebook of a fit."""
+
+    name: str
+    relative: str
+    layer: int | None
+    plan: FitPlan
+
+
+def fit_codebook(root: Root, config: TokenizerConfig, options: FitOptions, **how: Any) -> dict[str, Any]:
+    """`fit_codebooks` of one layer and one size."""
+    [header] = fit_codebooks(root, config, options, **how)
+    return header
+
+
+def fit_codebooks(
     root: Root,
     config: TokenizerConfig,
     options: FitOptions,
+    engine: Callable[[], Engine] = InlineEngine,
     *,
-    on_segment: Callable[[float, bool], None] = lambda duration_s, failed: None,
-    on_stage: Callable[[int], None] = lambda stage: None,
-) -> dict[str, Any]:
-    """Sample, fit, write `codebooks/<name>.safetensors`; the header it got. Raises `UserError` before it samples."""
-    version = faiss_version()
-    described = describe_features(config)
-    name = options.name or config.tokenizer
-    require_stream_name(name)
+    layers: Sequence[int] = (),
+    sizes: Sequence[int] = (),
+    on_start: Callable[[int], None] = lambda segments: None,
+    on_report: Callable[[SampleReport], None] = lambda report: None,
+    on_stage: Callable[[str, int], None] = lambda name, stage: None,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> list[dict[str, Any]]:
+    """Sample once, fit each size at each layer, write `codebooks/<name>.safetensors`; the headers they got.
+
+    Several layers or sizes add `-l<layer>` and `-k<size>` to the name. Raises `UserError` before anything is sampled
+    for all that can be known before; nothing is written unless all is fitted.
+    """
+    started = time.monotonic()
+    if options.backend not in BACKENDS:
+        raise UserError(f"--backend {options.backend!r} is unknown; there are: {', '.join(BACKENDS)}.")
+    if options.backend == "faiss":
+        faiss_version()
+    _require_once(layers, "--layers")
+    _require_once(sizes, "--sizes")
+    configs = [replace(config, layer=layer) for layer in sorted(layers)] if layers else [config]
+    each = [describe_features(one) for one in configs]
+    described = {_layer_of(one): one for one in each}
     corpus = open_corpus(root)
     require_named(root, corpus, "source", dict(options.source_roots), flag="--source")
     require_named(root, corpus, "speaker", options.leave_out_speakers, flag="--leave-out-speaker")
-    relative = _place_for(root, name, replace=options.replace)
-    size = options.size or described.spec.codebook_size
-    num_codebooks = options.num_codebooks or described.spec.num_codebooks
+    wanted = _wanted(root, config, described, options, sizes)
+    spec, dim = each[0].spec, each[0].dim or 0
+    plan = plan_sample(
+        root,
+        corpus,
+        spec,
+        budget_frames=max(1, options.budget_bytes // (4 * dim)),
+        seed=options.seed,
+        column=options.stratify,
+        leave_out=options.leave_out_speakers,
+    )
+    _require_frames(plan, max(one.plan.size for one in wanted), dim, options)
     root.require_writable()
     use_one_thread()
     use_exact_math()
-    features = load_features(config, device=options.device)
-    started = time.monotonic()
     work = Work(
         root_uri=root.uri,
         corpus=corpus,
@@ -73,53 +130,216 @@ def fit_codebook(
         decode_threads=2,
         decode_ahead_bytes=256 * 1024 * 1024,
     )
-    sample = sample_frames(
-        root,
-        corpus,
-        features,
-        work,
-        budget_bytes=options.budget_bytes,
-        seed=options.seed,
-        leave_out=options.leave_out_speakers,
-        on_segment=on_segment,
-    )
-    sampled_s = time.monotonic() - started
-    centroids_QCD, errors = fit_residual(
-        sample.frames_ND, num_codebooks=num_codebooks, size=size, seed=options.seed, on_stage=on_stage
-    )
-    variance = float(((sample.frames_ND - sample.frames_ND.mean(axis=0)) ** 2).sum(axis=1).mean())
-    header = {
-        "tokenizer": config.tokenizer,
-        **features.fingerprint,
-        "num_codebooks": num_codebooks,
-        "size": size,
-        "dim": features.dim,
-        "corpus_version": corpus.version,
-        "frames": len(sample.frames_ND),
-        "frames_per_centroid": round(len(sample.frames_ND) / size, 1),
+    opened = replace(config, layer=highest(tuple(described)))
+    told = {"on_start": on_start, "on_report": on_report, "on_note": on_note}
+    with sampled(work, opened, described, plan, engine, **told) as sample:
+        sampled_s = time.monotonic() - started
+        fitted = _fit_all(sample, wanted, described, options, on_stage)
+        story = _story_of_sample(sample, plan, options)
+        codebooks = [
+            Codebook(
+                centroids_KCE,
+                {
+                    "tokenizer": config.tokenizer,
+                    **described[one.layer].fingerprint,
+                    **_shape(one.plan, dim, sample.num_frames),
+                    "corpus_version": corpus.version,
+                    **story,
+                    **facts,
+                    "fitted_with": [
+                        {"codebook": other.name, "layer": other.layer, "size": other.plan.size, **_errors(theirs)}
+                        for other, (_, theirs) in zip(wanted, fitted, strict=True)
+                    ],
+                },
+            )
+            for one, (centroids_KCE, facts) in zip(wanted, fitted, strict=True)
+        ]
+        failpoint("before-codebooks")
+        for one, codebook in zip(wanted, codebooks, strict=True):
+            root.write_bytes(one.relative, codebook.to_bytes())
+    seconds = {"sample_s": round(sampled_s, 2), "fit_s": round(time.monotonic() - started - sampled_s, 2)}
+    return [
+        {
+            "codebook": one.name,
+            **codebook.header,
+            "enough_frames": sample.num_frames >= MIN_FRAMES_PER_CENTROID * one.plan.size,
+            **seconds,
+        }
+        for one, codebook in zip(wanted, codebooks, strict=True)
+    ]
+
+
+def _fit_all(
+    sample: Sampled,
+    wanted: Sequence[_Wanted],
+    described: dict[int | None, Description],
+    options: FitOptions,
+    on_stage: Callable[[str, int], None],
+) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+    """Centroids and figures of each codebook; the frames of one layer at a time are in memory or in a file."""
+    found: dict[str, tuple[torch.Tensor, dict[str, Any]]] = {}
+    for layer, about in described.items():
+        with tempfile.TemporaryDirectory(prefix="wavemill-fit-") as scratch:
+            frames_ND = sample.frames(layer, about.dim or 0, memory_bytes=options.memory_bytes, scratch=Path(scratch))
+            for one in wanted:
+                if one.layer == layer:
+                    fitted = fit(frames_ND, one.plan, on_progress=lambda done, _, name=one.name: on_stage(name, done))
+                    found[one.name] = fitted.centroids_KCE, _facts(sample, frames_ND, fitted, one.plan)
+            del frames_ND
+    return [found[one.name] for one in wanted]
+
+
+def _facts(sample: Sampled, frames_ND: NDArray[np.float32], fitted: Fitted, plan: FitPlan) -> dict[str, Any]:
+    codebook = Codebook(fitted.centroids_KCE, _kind(plan))
+    agreed = phones(sample, frames_ND, codebook, device=plan.device)
+    return {
+        "backend": fitted.backend,
+        "mean_square": mean_square(frames_ND, spherical=plan.spherical),  # of the frames about their mean
+        "mean_square_error": fitted.errors,  # left after each codebook, of its group
+        "curves": fitted.curves,  # mean squared distance by iteration, of each codebook
+        "cluster_sizes": fitted.cluster_sizes,  # frames of each centroid, of each codebook
+        **({"refinements": _refinements(fitted)} if fitted.refinements else {}),
+        "distances": distances(frames_ND, codebook, device=plan.device),
+        **({"phones": agreed} if agreed else {}),
+        "versions": {
+            **({"faiss": faiss_version()} if fitted.backend == "faiss" else {}),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "pyarrow": pa.__version__,
+        },
+    }
+
+
+def _refinements(fitted: Fitted) -> list[dict[str, Any]]:
+    """The error before and after, of each group, and whether what came after is kept."""
+    return [{"before": each.before, "after": each.after, "kept": each.kept} for each in fitted.refinements]
+
+
+def _story_of_sample(sample: Sampled, plan: SamplePlan, options: FitOptions) -> dict[str, Any]:
+    story: dict[str, Any] = {
+        "frames": sample.num_frames,
         "segments": sample.num_segments,
+        "errors": sample.num_errors,
+        "shards": len(plan.shards),
         "speakers": sample.num_speakers,
         "speakers_left_out": sorted(options.leave_out_speakers),
         "seed": options.seed,
         "budget_bytes": options.budget_bytes,
-        "mean_square": variance,  # of the frames about their mean
-        "mean_square_error": errors,  # left after each codebook
-        "versions": {"faiss": version, "torch": torch.__version__, "pyarrow": pa.__version__},
     }
-    root.write_bytes(relative, Codebook(centroids_QCD, header).to_bytes())
+    if plan.column is not None:
+        story["stratify"] = {"column": plan.column, "frames": sample.frames_by_value}
+    return story
+
+
+def _kind(plan: FitPlan) -> dict[str, Any]:
+    """What decides codes beside the numbers, said where it is not the plain thing."""
     return {
-        "codebook": name,
-        **header,
-        "enough_frames": len(sample.frames_ND) >= MIN_FRAMES_PER_CENTROID * size,
-        "sample_s": round(sampled_s, 2),
-        "fit_s": round(time.monotonic() - started - sampled_s, 2),
+        **({"groups": plan.groups} if plan.groups > 1 else {}),
+        **({"spherical": True} if plan.spherical else {}),
     }
+
+
+def _shape(plan: FitPlan, dim: int, num_frames: int) -> dict[str, Any]:
+    return {
+        "num_codebooks": plan.groups * plan.num_stages,
+        "size": plan.size,
+        "dim": dim,
+        **_kind(plan),
+        **({"refine": True} if plan.refine else {}),
+        "frames_per_centroid": round(num_frames / plan.size, 1),
+    }
+
+
+def _errors(facts: dict[str, Any]) -> dict[str, Any]:
+    agreed = facts.get("phones")
+    return {
+        "mean_square": facts["mean_square"],
+        "mean_square_error": facts["mean_square_error"],
+        **({"pnmi": agreed["pnmi"], "phone_purity": agreed["phone_purity"]} if agreed else {}),
+    }
+
+
+def _wanted(
+    root: Root,
+    config: TokenizerConfig,
+    described: dict[int | None, Description],
+    options: FitOptions,
+    sizes: Sequence[int],
+) -> list[_Wanted]:
+    """The codebooks that are asked for. Raises `UserError` for those that cannot be, or that are there."""
+    about = next(iter(described.values()))
+    spec, groups = about.spec, options.groups
+    if (about.dim or 0) % groups:
+        raise UserError(
+            f"--groups {groups}: the {about.dim} dimensions of {config.tokenizer} cannot be cut into {groups} equal "
+            "parts. Name a number that divides them."
+        )
+    usual = spec.num_codebooks if spec.num_codebooks % groups == 0 else groups
+    num_codebooks = options.num_codebooks or usual
+    if num_codebooks % groups:
+        raise UserError(
+            f"--num-codebooks {num_codebooks}: {groups} groups have as many codebooks each; name a multiple of "
+            f"{groups}."
+        )
+    if options.spherical and (num_codebooks > 1 or spec.decode_sample_rate):
+        why = "are decoded to sound" if spec.decode_sample_rate else f"would have {num_codebooks} codebooks"
+        raise UserError(
+            "--spherical is for one codebook of directions: the lengths of frames are lost, and tokens of "
+            f"{config.tokenizer} {why}. Leave it out."
+        )
+    base = options.name or config.tokenizer
+    every = sorted(sizes) or [options.size or spec.codebook_size]
+    found = []
+    for layer in described:
+        for size in every:
+            name = f"{base}{f'-l{layer}' * (len(described) > 1)}{f'-k{size}' * (len(every) > 1)}"
+            require_stream_name(name)
+            plan = FitPlan(
+                size=size,
+                num_stages=num_codebooks // groups,
+                groups=groups,
+                seed=options.seed,
+                spherical=options.spherical,
+                refine=options.refine,
+                backend=options.backend,
+                device=options.device,
+            )
+            found.append(_Wanted(name, _place_for(root, name, replace=options.replace), layer, plan))
+    return found
+
+
+def _layer_of(described: Description) -> int | None:
+    layer = described.fingerprint.get("layer")
+    return None if layer is None else int(layer)
+
+
+def _require_once(values: Sequence[int], flag: str) -> None:
+    twice = [value for value, count in Counter(values).items() if count > 1]
+    if twice:
+        raise UserError(f"{flag} names {twice[0]} twice; name each once.")
+
+
+def _require_frames(plan: SamplePlan, size: int, dim: int, options: FitOptions) -> None:
+    """Raise `UserError` if there will be fewer frames than centroids, which can be known before they are computed."""
+    there = sum(stratum.num_frames for stratum in plan.strata.values())
+    if plan.num_frames >= size:
+        return
+    if there < size:
+        raise UserError(
+            f"There are {there:,} frames to fit {size:,} centroids on; there must be at least as many frames as "
+            "centroids. Give more audio, a larger --budget, or a smaller --size."
+        )
+    raise UserError(
+        f"A --budget of {options.budget_bytes:,} bytes holds {plan.num_frames:,} frames of {dim} dimensions, too few "
+        f"to fit {size:,} centroids on. Give at least {4 * dim * size:,} bytes, better {MIN_FRAMES_PER_CENTROID} times "
+        "that, or a smaller --size."
+    )
 
 
 def import_codebook(
     root: Root, path: str, config: TokenizerConfig, *, name: str | None = None, replace: bool = False
 ) -> dict[str, Any]:
-    """Write the centroids of a `.npy` file as a codebook of the root; the header it got.
+    """Write the centroids of a file from elsewhere as a codebook of the root; the header it got.
 
     They belong to the features that `config` names, which only the person can know. Raises `UserError` for centroids
     that cannot be theirs.
@@ -144,6 +364,23 @@ def import_codebook(
     }
     root.write_bytes(relative, Codebook(centroids_QCD, header).to_bytes())
     return {"codebook": name, **header}
+
+
+def export_codebook(root: Root, name: str, path: str) -> dict[str, Any]:
+    """Write a codebook's centroids to a `.npy` file or a flat FAISS index elsewhere; what was written.
+
+    Raises `UserError` for a codebook that there is not, and a path that cannot be written or names another kind.
+    """
+    codebook = read_codebook(root, name)
+    content = export_bytes(codebook, path, name=name)
+    folder, _, file = path.rpartition("/")
+    place = Root(folder or ".")
+    if place.is_local and not os.path.isdir(place.uri):
+        raise UserError(f"--to {path!r}: there is no folder {folder}. Make it first.")
+    place.require_writable()
+    place.write_bytes(file, content)
+    shape = list(codebook.centroids_QCD.shape)
+    return {"codebook": name, "path": path, "shape": shape, "groups": codebook.groups, "spherical": codebook.spherical}
 
 
 def _place_for(root: Root, name: str, *, replace: bool) -> str:

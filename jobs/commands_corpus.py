@@ -1,23 +1,11 @@
-"""Commands that make a corpus and its codebooks."""
+"""Commands that make a corpus."""
 
 from typing import Annotated
 
 import typer
 
-from .arguments import parse_bytes, parse_moved, parse_seconds, require_device, tokenizer_config
-from .console import (
-    DeviceOption,
-    JsonOption,
-    LayerOption,
-    LocalOnlyOption,
-    MovedOption,
-    RevisionOption,
-    RootArgument,
-    WeightsOption,
-    codebook_app,
-    corpus_app,
-    print_json,
-)
+from .arguments import parse_bytes, parse_seconds
+from .console import JsonOption, RootArgument, corpus_app, print_json
 
 _CUTTING, _FILTERS, _SOUND, _LIMITS = "Segments", "Filters", "Sound", "Limits on each recording"
 
@@ -169,79 +157,3 @@ def corpus_show(root: RootArgument, json_: JsonOption = False) -> None:
     place = Root(root)
     described = describe_corpus(place, open_corpus(place))
     print_json(described) if json_ else show_corpus(described)
-
-
-TokenizerArgument = Annotated[str, typer.Argument(metavar="TOKENIZER", help="As `wavemill tokenizers` lists them.")]
-
-
-@codebook_app.command("fit")
-def codebook_fit(
-    root: RootArgument,
-    tokenizer: TokenizerArgument,
-    name: Annotated[str | None, typer.Option(help="The codebook's name; default: the tokenizer's.")] = None,
-    weights: WeightsOption = None,
-    revision: RevisionOption = None,
-    layer: LayerOption = None,
-    local_files_only: LocalOnlyOption = False,
-    size: Annotated[int | None, typer.Option(min=2, max=1 << 20, help="Centroids per codebook.")] = None,
-    num_codebooks: Annotated[int | None, typer.Option(min=1, max=64, help="Residual codebooks.")] = None,
-    budget: Annotated[str, typer.Option(metavar="64MB", help="Bytes of sampled frames to fit on.")] = "64MB",
-    seed: Annotated[int, typer.Option(min=0, max=10**9)] = 0,
-    leave_out_speaker: Annotated[
-        list[str] | None, typer.Option(help="A speaker to keep for measuring. May be repeated.")
-    ] = None,
-    replace: Annotated[bool, typer.Option(help="Overwrite a codebook of this name.")] = False,
-    device: DeviceOption = "cpu",
-    source: MovedOption = None,
-    json_: JsonOption = False,
-) -> None:
-    """Fit a tokenizer's codebook on a sample of the corpus, by FAISS k-means (residual k-means for several)."""
-    from ..storage.root import Root
-    from .codebook import FitOptions
-    from .stages import fit_stage
-
-    require_device(device)
-    options = FitOptions(
-        name=name,
-        size=size,
-        num_codebooks=num_codebooks,
-        budget_bytes=parse_bytes(budget),
-        seed=seed,
-        leave_out_speakers=frozenset(leave_out_speaker or ()),
-        replace=replace,
-        device=device,
-        source_roots=tuple(parse_moved(source).items()),
-    )
-    config = tokenizer_config(
-        tokenizer, weights=weights, revision=revision, layer=layer, local_files_only=local_files_only
-    )
-    header = fit_stage(Root(root), config, options)
-    if json_:
-        print_json(header)
-
-
-@codebook_app.command("import")
-def codebook_import(
-    root: RootArgument,
-    file: Annotated[
-        str, typer.Argument(metavar="FILE.npy", help="Centroids that numpy.save wrote: [C, D] or [stages, C, D].")
-    ],
-    tokenizer: TokenizerArgument,
-    name: Annotated[str | None, typer.Option(help="The codebook's name; default: the tokenizer's.")] = None,
-    weights: WeightsOption = None,
-    revision: RevisionOption = None,
-    layer: LayerOption = None,
-    local_files_only: LocalOnlyOption = False,
-    replace: Annotated[bool, typer.Option(help="Overwrite a codebook of this name.")] = False,
-    json_: JsonOption = False,
-) -> None:
-    """Take centroids that were fitted elsewhere. TOKENIZER, layer and weights are those that they were fitted on."""
-    from ..storage.root import Root
-    from .stages import import_stage
-
-    config = tokenizer_config(
-        tokenizer, weights=weights, revision=revision, layer=layer, local_files_only=local_files_only
-    )
-    header = import_stage(Root(root), file, config, name=name, replace=replace)
-    if json_:
-        print_json(header)

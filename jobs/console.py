@@ -16,7 +16,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 corpus_app = typer.Typer(help="Build and look at the table of segments that jobs work on.", no_args_is_help=True)
-codebook_app = typer.Typer(help="Fit codebooks, or bring your own.", no_args_is_help=True)
+codebook_app = typer.Typer(help="Fit codebooks, look at them, bring your own or take them out.", no_args_is_help=True)
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(codebook_app, name="codebook")
 

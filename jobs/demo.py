@@ -61,7 +61,9 @@ def run_demo(to: str, *, engine: str) -> None:
                 root,
                 TokenizerConfig(tokenizer=name),
                 FitOptions(size=size, leave_out_speakers=LEFT_OUT),
-                on_segment=lambda audio_s, failed, to=progress: to.advance(segments=1, audio_s=audio_s, errors=failed),
+                on_report=lambda report, to=progress: to.advance(
+                    segments=report.segments + report.errors, audio_s=report.duration_s, errors=report.errors
+                ),
             )
         console.print(f"{name}: {header['num_codebooks']} x {header['size']} centroids, {header['fit_s']} s")
 

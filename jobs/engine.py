@@ -1,11 +1,13 @@
 """Who runs the workers: in this process, or Ray (see ray_engine.py)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Protocol
+from typing import Any, Protocol
 
-from ..pipelines.tokenize import ShardReport, ShardTask, Work, Worker, WorkerAbout
+from ..pipelines.tokenize import ShardTask
+from ..storage.table import Snapshot
 from ..tokenizers.spec import RunFailed
+from ..tokenizers.tokenizer import Mode
 
 _TOGETHER = 10_000  # segments of the shards that a GPU's worker takes together: so that batches fill
 
@@ -14,14 +16,45 @@ class WorkersLost(RunFailed):
     """Workers are gone for good, and with them what they had in hand; what others reported is good."""
 
 
+class Worker(Protocol):
+    """Warm models that turn shards into files: pipelines/tokenize.py and pipelines/sample.py have one each."""
+
+    def about(self) -> Any:
+        """What it is, for the driver to compare with what it expects."""
+        ...
+
+    def run(self, tasks: Sequence[ShardTask]) -> list[Any]:
+        """A report of each shard, in order."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Work(Protocol):
+    """What makes workers, wherever they run. Picklable."""
+
+    @property
+    def corpus(self) -> Snapshot: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def batch_seconds(self) -> Mapping[Mode, float] | None:
+        """None where each segment is taken alone."""
+        ...
+
+    def worker(self) -> Worker: ...
+
+
 class Engine(Protocol):
     """Runs shard tasks on workers. `close` is called in every case."""
 
-    def start(self, work: Work, num_tasks: int) -> WorkerAbout:
+    def start(self, work: Work, num_tasks: int) -> Any:
         """Make workers ready for so many tasks; what they are."""
         ...
 
-    def run(self, tasks: Sequence[ShardTask]) -> Iterator[ShardReport]:
+    def run(self, tasks: Sequence[ShardTask]) -> Iterator[Any]:
         """Reports in the order in which shards are done. Raises `WorkersLost` if shards were lost."""
         ...
 
@@ -35,16 +68,16 @@ class InlineEngine:
         self._worker: Worker | None = None
         self._work: Work | None = None
 
-    def start(self, work: Work, num_tasks: int) -> WorkerAbout:
+    def start(self, work: Work, num_tasks: int) -> Any:
         self._work = work
-        self._worker = Worker(work)
+        self._worker = work.worker()
         return self._worker.about()
 
-    def run(self, tasks: Sequence[ShardTask]) -> Iterator[ShardReport]:
+    def run(self, tasks: Sequence[ShardTask]) -> Iterator[Any]:
         assert self._worker is not None, "start first"
         assert self._work is not None, "start first"
         for group in task_groups(tasks, self._work, num_workers=1):
-            yield from self._worker.tokenize(group)
+            yield from self._worker.run(group)
 
     def close(self) -> None:
         if self._worker is not None:

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from ..pipelines.tokenize import ShardReport, ShardTask, Work, Worker, WorkerAbout
+from ..pipelines.tokenize import ShardTask
 from ..tokenizers.numerics import use_one_thread
 from ..tokenizers.spec import RunFailed, UserError
-from .engine import WorkersLost, task_groups
+from .engine import Work, WorkersLost, task_groups
 
 _ATTEMPTS = 3  # of a shard whose worker died
 _READY_S = 120.0  # for the first workers to get a place
@@ -67,12 +67,18 @@ def _require_reachable(address: str | None) -> None:
         ) from error
 
 
-class RayWorker(Worker):
+class RayWorker:
     """A worker that answers while it works: its methods run on two threads."""
 
-    def tokenize(self, tasks: Sequence[ShardTask]) -> list[ShardReport]:
+    def __init__(self, work: Work) -> None:
+        self._worker = work.worker()
+
+    def about(self) -> Any:
+        return self._worker.about()
+
+    def run(self, tasks: Sequence[ShardTask]) -> list[Any]:
         use_one_thread()  # OpenMP's count belongs to the thread
-        return super().tokenize(tasks)
+        return self._worker.run(tasks)
 
     def pulse(self) -> tuple[str, int]:
         """Where this is, to be killed there should it stop answering."""
@@ -139,7 +145,7 @@ class RayEngine:
         self._work_ref: Any = None
         self._actor_class: Any = None
 
-    def start(self, work: Work, num_tasks: int) -> WorkerAbout:
+    def start(self, work: Work, num_tasks: int) -> Any:
         ray = self._ray
         if self._address is None:  # a cluster of our own: no more workers than cores, nor than there is work for
             self._num_workers = min(self._num_workers or num_tasks, os.cpu_count() or 1, num_tasks)
@@ -184,7 +190,7 @@ class RayEngine:
                 "needs the same wavemill installed and must see the same root."
             ) from error
 
-    def run(self, tasks: Sequence[ShardTask]) -> Iterator[ShardReport]:
+    def run(self, tasks: Sequence[ShardTask]) -> Iterator[Any]:
         assert self._work is not None, "start first"
         queue = deque(task_groups(tasks, self._work, num_workers=len(self._slots)))
         attempts: Counter[int] = Counter()
@@ -194,7 +200,7 @@ class RayEngine:
         def feed(slot: _Slot) -> None:
             slot.group = queue.popleft() if queue else ()
             if slot.group:
-                running[slot.actor.tokenize.remote(slot.group)] = slot
+                running[slot.actor.run.remote(slot.group)] = slot
 
         def replace(slot: _Slot, why: str) -> None:
             again = self._note_death(slot.group, attempts, why)

@@ -13,7 +13,6 @@ from ..storage.codes import open_corpus, open_stream
 from ..storage.root import Root
 from ..storage.table import Snapshot, read_snapshot
 from ..tokenizers.codebook import Codebook as StoredCodebook
-from ..tokenizers.fit import faiss_version
 from ..tokenizers.registry import FITTED_ON, describe, describe_features, require_tokenizer
 from ..tokenizers.spec import UserError
 from ..tokenizers.tokenizer import Description, Mode, TokenizerConfig
@@ -117,8 +116,6 @@ def require_ready(recipe: Recipe, root: Root) -> None:
             _require_same_fit(root, codebook, header, described)
         elif codebook.file is not None:
             read_centroids(codebook.file, described)
-        else:
-            faiss_version()
     for stream in streams_of(recipe):
         _require_stream_ready(recipe, root, stream, codebooks)
 
@@ -304,7 +301,9 @@ def _make(root: Root, codebook: Codebook, recipe: Recipe) -> dict[str, Any]:
         leave_out_speakers=frozenset(codebook.leave_out_speakers),
         device=recipe.tokenize.device,
     )
-    return {**fit_stage(root, config, options), "fitted": True}
+    asked = recipe.tokenize
+    [fitted] = fit_stage(root, config, options, engine=asked.engine, address=asked.address, workers=asked.workers)
+    return {**fitted, "fitted": True}
 
 
 def _kept(header: dict[str, Any]) -> str:

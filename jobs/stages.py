@@ -22,10 +22,11 @@ from ..tokenizers.fit import MIN_FRAMES_PER_CENTROID
 from ..tokenizers.registry import require_tokenizer
 from ..tokenizers.spec import UserError, did_you_mean
 from ..tokenizers.tokenizer import TokenizerConfig
-from .codebook import FitOptions, fit_codebook, import_codebook
+from .codebook import FitOptions, export_codebook, fit_codebooks, import_codebook
 from .console import plain, say
 from .corpus import BuildResult, SourceArgument, build_corpus
 from .engine import Engine, InlineEngine
+from .fit_report import error_of
 from .progress import Progress
 from .repair import Repaired, look, mend
 from .tokenize import Summary, TokenizeOptions
@@ -102,28 +103,49 @@ def build_figures(result: BuildResult) -> dict[str, Any]:
     return figures | {"left_out": dict(result.counts.left_out), "skipped": result.skipped}
 
 
-def fit_stage(root: Root, config: TokenizerConfig, options: FitOptions) -> dict[str, Any]:
-    """Fit a codebook on a sample of the corpus of `root`; its header."""
+def fit_stage(
+    root: Root,
+    config: TokenizerConfig,
+    options: FitOptions,
+    *,
+    engine: str,
+    address: str | None = None,
+    workers: int | None = None,
+    layers: Sequence[int] = (),
+    sizes: Sequence[int] = (),
+) -> list[dict[str, Any]]:
+    """Fit codebooks on a sample of the corpus of `root`; their headers."""
+    make_engine = _engine_maker(engine, address, workers)
     with Progress(f"sampling for {config.tokenizer}") as progress:
-        header = fit_codebook(
+        headers = fit_codebooks(
             root,
             config,
             options,
-            on_segment=lambda duration_s, failed: progress.advance(segments=1, audio_s=duration_s, errors=failed),
-            on_stage=lambda stage: say(f"fitted codebook {stage}"),
+            make_engine,
+            layers=layers,
+            sizes=sizes,
+            on_report=lambda report: progress.advance(
+                segments=report.segments + report.errors, audio_s=report.duration_s, errors=report.errors
+            ),
+            on_stage=lambda name, stage: say(f"{name}: fitted codebook {stage}"),
+            on_note=say,
         )
+    for header in headers:
+        _say_fitted(header)
+    return headers
+
+
+def _say_fitted(header: dict[str, Any]) -> None:
     say(
         f"Codebook {header['codebook']}: {header['num_codebooks']} x {header['size']:,} centroids of {header['dim']} "
         f"dimensions on {header['frames']:,} frames ({header['frames_per_centroid']:,} per centroid) of "
-        f"{header['segments']:,} segments; mean square {header['mean_square']:,.1f} -> "
-        f"{header['mean_square_error'][-1]:,.1f}."
+        f"{header['segments']:,} segments; mean square {header['mean_square']:,.4g} -> {error_of(header):,.4g}."
     )
     if not header["enough_frames"]:
         say(
             f"Warning: under {MIN_FRAMES_PER_CENTROID} frames per centroid, so centroids follow single frames. "
             "Give more audio, a larger budget or a smaller size."
         )
-    return header
 
 
 def import_stage(
@@ -136,6 +158,13 @@ def import_stage(
         f"dimensions for {config.tokenizer}{words_of(config)}, from {plain(header['imported_from'])}."
     )
     return header
+
+
+def export_codebook_stage(root: Root, name: str, path: str) -> dict[str, Any]:
+    """Write a codebook of `root` to a file that other programs read; what was written."""
+    figures = export_codebook(root, name, path)
+    say(f"Codebook {name}: {' x '.join(map(str, figures['shape']))} numbers in {plain(path)}.")
+    return figures
 
 
 def words_of(config: TokenizerConfig) -> str:

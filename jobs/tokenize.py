@@ -132,10 +132,11 @@ def tokenize(
     root.require_writable()
     started = time.monotonic()
     with SoleDriver(root, [stream.folder for stream in streams], on_warning=on_warning), closing(engine()) as running:
-        about = running.start(options.work(root, corpus, streams), len(tasks))
+        about: WorkerAbout = running.start(options.work(root, corpus, streams), len(tasks))
         require_fingerprints(about.fingerprints, fingerprints)
         run = _Run(root, streams, snapshots, corpus, about, options)
         try:
+            report: ShardReport
             for report in running.run(tasks):
                 failpoint("receipt-received")
                 require_fingerprints(report.fingerprints, fingerprints)

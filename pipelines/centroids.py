@@ -1,28 +1,33 @@
-"""Centroids from elsewhere: the `.npy` files that published units were made with.
+"""Centroids from elsewhere, as published units come: `.npy` files, pickled k-means, FAISS indexes; and back.
 
 Axes: Q stages, C centroids, D dimensions.
 """
 
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..tokenizers.codebook import Codebook
 from ..tokenizers.spec import UserError
 from ..tokenizers.tokenizer import Description
+from .faiss_file import flat_index_bytes, is_faiss, read_flat_index
+from .pickled_kmeans import COMPRESSED, PICKLED, read_pickled_kmeans
 
 _NPY = b"\x93NUMPY"
-_PICKLE = b"\x80"  # of protocol 2 and above
 _MAX_STAGES, _MAX_SIZE = 64, 1 << 20
 _SAVE = "Save the centroids as numbers: numpy.save('centroids.npy', kmeans.cluster_centers_.astype('float32'))."
 
 
 def read_centroids(path: str, described: Description) -> tuple[Tensor, str]:
-    """Centroids `[Q, C, D]` float32 of a `.npy` file of shape `[C, D]` or `[Q, C, D]`, and the file's SHA-256.
+    """Centroids `[Q, C, D]` float32 of a file, and its SHA-256.
 
-    Raises `UserError` unless they are finite numbers that fit the features that are described. Nothing is unpickled.
+    The file is one of `numpy.save`, `[C, D]` or `[Q, C, D]`; a KMeans or MiniBatchKMeans of scikit-learn that pickle or
+    joblib wrote; a flat index of FAISS. Raises `UserError` unless it holds finite numbers that fit the features that
+    are described. Nothing in it is executed.
     """
     array = _open(path)
     name, dim = described.config.tokenizer, described.dim or 0
@@ -57,12 +62,15 @@ def _open(path: str) -> np.ndarray:
     try:
         with Path(path).open("rb") as file:
             begin = file.read(len(_NPY))
+        if begin.startswith((PICKLED, *COMPRESSED)):
+            return read_pickled_kmeans(path)
+        if is_faiss(begin):
+            return read_flat_index(path)
         if begin != _NPY:
-            pickled = begin.startswith(_PICKLE)
-            what = (
-                "is pickled (scikit-learn and joblib do that), which can run code when it is opened" if pickled else ""
+            raise UserError(
+                f"{path} is neither an array of numpy.save, a pickled k-means of scikit-learn nor a flat FAISS index. "
+                f"{_SAVE}"
             )
-            raise UserError(f"{path} {what or 'is no .npy file'}; expected an array that numpy.save wrote. {_SAVE}")
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UserError(f"Cannot read the centroids {path}: {error.strerror or error}.") from error
@@ -75,3 +83,24 @@ def _open(path: str) -> np.ndarray:
         raise UserError(
             f"{path} cannot be read as a .npy file ({error}). Write it again, or fetch it again."
         ) from error
+
+
+def export_bytes(codebook: Codebook, path: str, *, name: str) -> bytes:
+    """The content of a `.npy` file `[Q, C, D]`, or `[C, D]` of one codebook; or of a flat FAISS index, of one only.
+
+    A spherical codebook becomes an index of inner products, which orders directions as its codes do. Raises `UserError`
+    for a path of another kind, and for several codebooks as an index.
+    """
+    centroids_QCD = codebook.centroids_QCD.numpy()
+    stages, suffix = len(centroids_QCD), Path(path).suffix.lower()
+    if suffix == ".npy":
+        content = io.BytesIO()
+        np.save(content, centroids_QCD if stages > 1 else centroids_QCD[0])
+        return content.getvalue()
+    if suffix not in (".index", ".faiss"):
+        raise UserError(f"--to {path!r}: expected SOMETHING.npy, or SOMETHING.index for FAISS.")
+    if stages > 1:
+        raise UserError(
+            f"--to {path!r}: a flat index of FAISS holds one codebook, and {name} has {stages}. Write a .npy file."
+        )
+    return flat_index_bytes(centroids_QCD[0], inner_product=codebook.spherical)

@@ -102,6 +102,20 @@ def paint_frames(labels: _Labels, num_frames: int, spec: StreamSpec, sample_rate
     return phones_T
 
 
+def paint_row(row: dict[str, Any], num_frames: int, spec: StreamSpec, rows: dict[str, int]) -> NDArray[np.int64]:
+    """The phone of each frame `[T]` of a segment as the corpus has it, folded; -1 where there is none.
+
+    `rows` says which number a phone has, and grows by those that it lacks.
+    """
+    spans = row["phones"] or ()
+    labels = _Labels(
+        np.array([span["start_sample"] for span in spans], dtype=np.int64),
+        np.array([span["start_sample"] + span["num_samples"] for span in spans], dtype=np.int64),
+        np.array([rows.setdefault(fold_phone(span["label"]), len(rows)) for span in spans], dtype=np.int64),
+    )
+    return paint_frames(labels, num_frames, spec, row["sample_rate"])
+
+
 def agreement(joint_PC: NDArray[np.int64]) -> Agreement:
     """The measures over joint counts of phones and units, of which at least one is not zero."""
     joint = joint_PC[joint_PC.sum(axis=1) > 0][:, joint_PC.sum(axis=0) > 0].astype(np.float64)

@@ -146,11 +146,9 @@ def first_difference(theirs: dict[str, str], ours: dict[str, str]) -> tuple[str,
 
 def load_codebook(root: Root, name: str, config: TokenizerConfig) -> Codebook:
     """A codebook of the root, for what `config` names. Raises `UserError` if there is none by that name."""
-    require_stream_name(name)
     try:
-        content = root.read_bytes(f"{CODEBOOKS}/{name}.safetensors")
+        return _read_codebook(root, name)
     except FileNotFoundError as error:
-        named = [file.removesuffix(".safetensors") for file in root.list(CODEBOOKS)]
         flags = {
             "name": None if name == config.tokenizer else name,
             "weights": config.weights,
@@ -159,7 +157,25 @@ def load_codebook(root: Root, name: str, config: TokenizerConfig) -> Codebook:
         }
         given = "".join(f" --{flag} {value}" for flag, value in flags.items() if value is not None)
         raise UserError(
-            f"There is no codebook {name!r} in {root}; there are: {', '.join(named) or 'none'}."
-            f"{did_you_mean(name, named)} Fit it first: wavemill codebook fit {root} {config.tokenizer}{given}"
+            f"{_missing(root, name)} Fit it first: wavemill codebook fit {root} {config.tokenizer}{given}"
         ) from error
-    return Codebook.from_bytes(content, name=name)
+
+
+def read_codebook(root: Root, name: str) -> Codebook:
+    """A codebook of the root, whatever it is for. Raises `UserError` if there is none by that name."""
+    try:
+        return _read_codebook(root, name)
+    except FileNotFoundError as error:
+        raise UserError(_missing(root, name)) from error
+
+
+def _read_codebook(root: Root, name: str) -> Codebook:
+    require_stream_name(name)
+    return Codebook.from_bytes(root.read_bytes(f"{CODEBOOKS}/{name}.safetensors"), name=name)
+
+
+def _missing(root: Root, name: str) -> str:
+    named = [file.removesuffix(".safetensors") for file in root.list(CODEBOOKS)]
+    return (
+        f"There is no codebook {name!r} in {root}; there are: {', '.join(named) or 'none'}.{did_you_mean(name, named)}"
+    )

@@ -48,6 +48,9 @@ class Work:
     batch_seconds: dict[Mode, float] | None = None  # of padded audio, for GPUs; None: each segment alone
     max_waiting_bytes: int = 2 * 1024**3  # of waveforms that wait for their batch
 
+    def worker(self) -> "Worker":
+        return Worker(self)
+
     def open_readers(self, root: Root) -> list[Reader]:
         """A reader, with its decoder process, for each decoding thread."""
         separator = self.corpus.metadata["policy"]["separate"]
@@ -131,7 +134,7 @@ class Worker:
         for reader in self.__dict__.get("_readers", ()):
             reader.close()
 
-    def tokenize(self, tasks: Sequence[ShardTask]) -> list[ShardReport]:
+    def run(self, tasks: Sequence[ShardTask]) -> list[ShardReport]:
         """Tokenize shards together for the streams that they lack, which are the same, and write their files."""
         if self._receipts_sent:
             failpoint("receipt-sent")

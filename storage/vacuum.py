@@ -12,6 +12,7 @@ from .root import Root
 from .table import is_shard_file, read_snapshot
 
 _TORN = re.compile(r"\.shard-.*\.tmp")  # what a write that was killed leaves on a disk
+_SAMPLED = re.compile(r"fit-[0-9a-f]{16}")  # of tmp/: what a fit of codebooks that was killed has sampled
 LEAST_HOURS = 2.0  # a shard may take its worker so long, and its file is named by no snapshot until then
 
 
@@ -26,8 +27,9 @@ class Leftover:
 def vacuum(root: Root, *, older_than_h: float, dry_run: bool) -> list[Leftover]:
     """Remove leftovers that were written more than `older_than_h` hours ago; with `dry_run` only list them.
 
-    Snapshots that are neither newest nor pinned may need one of them. Files of other kinds stay. Raises `UserError` for
-    less than `LEAST_HOURS`, for a pin whose snapshot is gone, and if there is no dataset.
+    So are samples that a fit of codebooks left behind when it was killed. Snapshots that are neither newest nor pinned
+    may need one of the leftovers. Files of other kinds stay. Raises `UserError` for less than `LEAST_HOURS`, for a pin
+    whose snapshot is gone, and if there is no dataset.
     """
     if older_than_h < LEAST_HOURS:
         raise UserError(
@@ -44,6 +46,12 @@ def vacuum(root: Root, *, older_than_h: float, dry_run: bool) -> list[Leftover]:
         for file, size_bytes, written in files:
             if (is_shard_file(file) or _TORN.fullmatch(file)) and file not in needed and written < limit:
                 found.append(Leftover(f"{folder}/{file}", size_bytes))
+    for name in root.list("tmp"):
+        if _SAMPLED.fullmatch(name):
+            files = root.list_files(f"tmp/{name}")
+            # all or none: a fit that is going on has written some of them lately
+            if all(written < limit for _, _, written in files):
+                found += [Leftover(f"tmp/{name}/{file}", size_bytes) for file, size_bytes, _ in files]
     for leftover in () if dry_run else found:
         with suppress(FileNotFoundError):  # another vacuum was faster
             if root.modified(leftover.path) < limit:  # not written again since it was listed

@@ -8,7 +8,7 @@ import weights_dac
 import weights_ssl
 from torch import Tensor
 from wavemill.tokenizers.codebook import Codebook
-from wavemill.tokenizers.fit import fit_residual
+from wavemill.tokenizers.fit import FitPlan, fit
 from wavemill.tokenizers.registry import REGISTRY, describe, load_features, load_tokenizer
 from wavemill.tokenizers.tokenizer import Mode, Tokenizer, TokenizerConfig
 
@@ -45,7 +45,7 @@ def _centroids(features_TD: Tensor, small: bool) -> Tensor:
     if small:
         chosen = torch.randperm(features_TD.shape[0], generator=torch.Generator().manual_seed(0))[:32]
         return features_TD[chosen][None].clone()
-    return fit_residual(features_TD.numpy(), num_codebooks=1, size=500, seed=0)[0]
+    return fit(features_TD.numpy(), FitPlan(size=500)).centroids_KCE
 
 
 def _family(name: str):

@@ -22,6 +22,7 @@ HEAVY = {
     "huggingface_hub": {"tokenizers/hub.py"},
     "silero_vad": {"pipelines/vad.py"},
     "matplotlib": {"jobs/canvas.py"},
+    "triton": {"tokenizers/quantize_kernels.py"},
 }
 
 

@@ -39,7 +39,7 @@ def make(name: str, folder: Path, *, small: bool, seed: int = 0, **changes: Any)
         latents_TD = torch.cat([model.encoder(part)[0].t() for part in waveform_N[None, None].split(32_000, dim=2)])
         _centre(model.encoder.conv2, latents_TD)
         latents_TD = functional.normalize(latents_TD - latents_TD.mean(0), dim=0) * latents_TD.shape[0] ** 0.5
-        quantized_TD = _fit_stages(model.quantizer.quantizers, latents_TD)
+        quantized_TD = fit_stages(model.quantizer.quantizers, latents_TD)
         _spread(model.decoder, quantized_TD[:50].t()[None])
         _scale(model.decoder.conv2, 0.2)
     model.save_pretrained(folder)
@@ -124,7 +124,7 @@ def _centre(conv: nn.Conv1d, out_TD: Tensor) -> None:
     conv.weight.div_(deviation_D[:, None, None])
 
 
-def _fit_stages(stages: Any, latents_TD: Tensor) -> Tensor:
+def fit_stages(stages: Any, latents_TD: Tensor) -> Tensor:
     """Fit random projections and codebooks stage by stage; the quantized latents."""
     residual_TD = latents_TD.clone()
     for stage in stages:

@@ -19,7 +19,6 @@ from .codec import (
     product,
 )
 from .dac_model import (
-    FactorizedQuantizer,
     decode,
     decode_trim,
     decoder_reach,
@@ -27,6 +26,7 @@ from .dac_model import (
     encoder_reach,
     with_fast_snakes,
 )
+from .factorized import FactorizedQuantizer
 from .hub import Weights, load_model, remove_weight_norm
 from .spec import FrameRule, StreamSpec, UserError
 from .tokenizer import Description, Mode, TokenizerConfig, TokenizerEntry
@@ -133,7 +133,7 @@ def _describe(config: TokenizerConfig) -> Description:
     _require_rate(weights, published)
     there = weights.config["n_codebooks"]
     num_codebooks = num_codebooks_of(config, there, there)
-    fingerprint = codec_fingerprint(config, "dac/1", weights, num_codebooks)
+    fingerprint = codec_fingerprint(config, "dac/2", weights, num_codebooks)
     strides, size = weights.config["downsampling_ratios"], weights.config["codebook_size"]
     spec = _spec(published.sample_rate, strides, num_codebooks, size)
     return Description(config, spec, fingerprint, weights=weights)

@@ -3,8 +3,7 @@
 The parameters are those of transformers' `DacModel`; the walk is ours, since theirs lets the padding of a batch leak
 into the last frames and needs a segment in memory as a whole.
 
-Axes: B segments, C channels, N positions of a layer's input, T frames, D dimensions of a latent, K codebooks,
-Q codebooks there are, S codes of one, E dimensions that codes are compared in.
+Axes: B segments, C channels, N positions of a layer's input, T frames, D dimensions of a latent.
 """
 
 import math
@@ -13,15 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-
-from .quantize import ResidualQuantizer, relative_gaps
 
 _UNITS = ("res_unit1", "res_unit2", "res_unit3")
 _UNIT_REACH = 3 * (1 + 3 + 9)  # three convolutions over 7 positions, dilated by 1, 3 and 9
 _EDGE_REACH = 3  # the first and the last convolution of each network, over 7 positions
 _LATENT_REACH = 1  # the encoder's last one, over 3
-_LEAST_SQUARE = 0.05  # of a distance; 1e-5 of it, where near-ties begin, are four roundings of a float32 near 1
 
 
 class Snake(nn.Module):
@@ -127,67 +122,3 @@ class _Beyond:
         if self._mask_B1N is not None:
             x_BCN[..., self._shortest :].masked_fill_(self._mask_B1N, 0.0)
         return x_BCN
-
-
-class FactorizedQuantizer:
-    """Residual quantization by direction: each stage projects what is left to a few dimensions, takes the code whose
-    vector points most nearly the same way, and takes that vector, projected back, from what is left.
-
-    Everything is computed in float32. Directions are compared as `ResidualQuantizer` compares, with near-ties settled
-    in float64; of equal ones the first. Frames are taken in blocks counted from the first. Kumar et al. 2023, section
-    3.2; Yu et al. 2022 (ViT-VQGAN).
-    """
-
-    def __init__(self, stages: Sequence[Any], *, device: str = "cpu") -> None:
-        on_device = {"device": device, "dtype": torch.float32}
-        self._into = [_matrix(stage.in_proj, on_device) for stage in stages]
-        self._back = [_matrix(stage.out_proj, on_device) for stage in stages]
-        self._codebooks = [stage.codebook.weight.detach().to(**on_device) for stage in stages]
-        self._directions_QSE = torch.stack([functional.normalize(codebook_SE) for codebook_SE in self._codebooks])
-        self._quantizer = ResidualQuantizer(self._directions_QSE, device=device)
-        self._block = self._quantizer.block_frames
-
-    def encode(self, frames_TD: Tensor) -> Tensor:
-        """Codes `[Q, T]`, int64."""
-        codes_QT = torch.empty(len(self._into), frames_TD.shape[0], dtype=torch.int64, device=frames_TD.device)
-        for begin in range(0, frames_TD.shape[0], self._block):
-            # a copy of its own: BLAS results may depend on the alignment of what it is given
-            residual_TD = frames_TD[begin : begin + self._block].clone(memory_format=torch.contiguous_format)
-            for stage, into in enumerate(self._into):
-                direction_TE = functional.normalize(functional.linear(residual_TD, *into))
-                codes_T = self._quantizer.nearest(direction_TE, stage)
-                codes_QT[stage, begin : begin + self._block] = codes_T
-                residual_TD -= self._vectors(stage, codes_T)
-        return codes_QT
-
-    def gaps(self, frames_TD: Tensor) -> Tensor:
-        """How sure each code is, `[Q, T]` float64: see `ResidualQuantizer.gaps`.
-
-        Distances are those between directions. The published search computes them as 2 - 2 cos in float32, which is
-        known to a few 1e-7: of codes that are as good as the same, it may take either.
-        """
-        residual_TD = frames_TD.double()
-        gaps = []
-        for stage, codes_T in enumerate(self.encode(frames_TD)):
-            weight_ED, bias_E = (each.double() for each in self._into[stage])
-            direction_TE = functional.normalize(functional.linear(residual_TD, weight_ED, bias_E))
-            directions_SE = functional.normalize(self._codebooks[stage].double())
-            gaps.append(relative_gaps(direction_TE, directions_SE, power=2, least=_LEAST_SQUARE))
-            weight_DE, bias_D = (each.double() for each in self._back[stage])
-            residual_TD = residual_TD - functional.linear(self._codebooks[stage][codes_T].double(), weight_DE, bias_D)
-        return torch.stack(gaps)
-
-    def decode(self, codes_KT: Tensor) -> Tensor:
-        """Latents `[T, D]` of the first `len(codes)` stages. Fewer stages, lower fidelity."""
-        latents_TD = self._vectors(0, codes_KT[0])
-        for stage, codes_T in enumerate(codes_KT[1:], start=1):
-            latents_TD += self._vectors(stage, codes_T)
-        return latents_TD
-
-    def _vectors(self, stage: int, codes_T: Tensor) -> Tensor:
-        return functional.linear(self._codebooks[stage][codes_T], *self._back[stage])
-
-
-def _matrix(conv: Any, on_device: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution over single positions."""
-    return conv.weight.detach()[..., 0].to(**on_device).contiguous(), conv.bias.detach().to(**on_device)

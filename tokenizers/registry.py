@@ -8,7 +8,6 @@ from torch import Tensor
 
 from . import dac, encodec, mel, mfcc, mimi, ssl_features, wav2vec2_codes
 from .codebook import Codebook
-from .quantize import ResidualQuantizer
 from .spec import UserError, did_you_mean
 from .tokenizer import (
     BatchFeatures,
@@ -94,6 +93,10 @@ def describe_tokenizer(config: TokenizerConfig, codebook: Codebook | None, *, co
         "codebook": codebook.sha256,
         "precision": config.mode.precision,
     }
+    if codebook.groups > 1:  # not said of others, so that streams from before there were groups stay what they are
+        fingerprint["groups"] = str(codebook.groups)
+    if codebook.spherical:
+        fingerprint["spherical"] = "yes"
     return replace(described, spec=spec, fingerprint=fingerprint)
 
 
@@ -113,7 +116,7 @@ class CodebookTokenizer:
         self.features = features
         self.spec = described.spec
         self.fingerprint = described.fingerprint
-        self.quantizer = ResidualQuantizer(codebook.centroids_QCD, device=device)
+        self.quantizer = codebook.open(device=device)
 
     def encode(self, waveform_N: Tensor) -> Tensor:
         if not isinstance(self.features, PiecewiseFeatures):
@@ -152,7 +155,7 @@ def _require_fits(described: Description, codebook: Codebook, codebook_name: str
             f"Codebook {codebook_name} was fitted for tokenizer {header.get('tokenizer')!r}, this stream uses {name!r}."
             f" {again}"
         )
-    dim = codebook.centroids_QCD.shape[2]
+    dim = codebook.dim
     if dim != described.dim:
         raise UserError(
             f"Codebook {codebook_name} has centroids of {dim} dimensions, the features of {name} have {described.dim}. "

@@ -60,6 +60,15 @@ class SslFeatures:
             waveform_N, self._model, self._model, normalization=self._normalization, device=self._device
         )
 
+    def layer_pieces(self, waveform_N: Tensor, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """As `pieces` gives them at each of several layers, none above the one that this was opened for."""
+        run = partial(self._model.at, layers=layers)
+        pieces = windows.run_windows(
+            waveform_N, self._model, run, normalization=self._normalization, device=self._device
+        )
+        for piece_TD in pieces:
+            yield dict(zip(layers, piece_TD.split(self.dim, dim=1), strict=True))
+
     def extract_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
         """As `extract` gives them; those longer than 30 s are run by themselves."""
         batch = windows.run_batch(

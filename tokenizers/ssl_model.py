@@ -88,15 +88,29 @@ class SslModel:
         self, waveforms_BN: Tensor, lengths: Sequence[int], statistics: Sequence["Statistics | None"] = ()
     ) -> Tensor:
         """The last layer's output `[B, T, D]` float32, as `frames`; without layers, what the first would be given."""
+        return self.at(waveforms_BN, lengths, statistics, layers=(len(self._layers),))
+
+    def at(
+        self,
+        waveforms_BN: Tensor,
+        lengths: Sequence[int],
+        statistics: Sequence["Statistics | None"] = (),
+        *,
+        layers: Sequence[int],
+    ) -> Tensor:
+        """Outputs of several layers side by side `[B, T, L * D]`, each as it is alone; 0 is what the first is given."""
         frames_BTC = self.frames(waveforms_BN, lengths, statistics)
         own_BT = self._own(lengths, frames_BTC.shape[1])
         hidden_BTD = self._project(frames_BTC.to(self._dtype)).float()
         hidden_BTD = self._norm(hidden_BTD + self._position(hidden_BTD, own_BT))
         mask = None if own_BT is None else own_BT[:, None, None, :]
         bias_HTT = None if self._bias is None else self._bias(hidden_BTD.shape[1]).to(self._dtype)
-        for layer in self._layers:
+        kept = {0: hidden_BTD} if 0 in layers else {}
+        for number, layer in enumerate(self._layers, start=1):
             hidden_BTD = layer(hidden_BTD, mask, bias_HTT)
-        return hidden_BTD
+            if number in layers:
+                kept[number] = hidden_BTD
+        return kept[layers[0]] if len(layers) == 1 else torch.cat([kept[number] for number in layers], dim=2)
 
     def _own(self, lengths: Sequence[int], num_frames: int) -> Tensor | None:
         """Which frames are the segments' own `[B, T]`; None for one that is not padded, which needs no masks.

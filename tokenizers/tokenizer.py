@@ -90,6 +90,15 @@ class PiecewiseFeatures(Protocol):
 
 
 @runtime_checkable
+class LayeredFeatures(Protocol):
+    """Features that a model has at several layers, all from one pass."""
+
+    def layer_pieces(self, waveform_N: Tensor, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Pieces of the features at each layer, as those that are opened for that layer alone give them."""
+        ...
+
+
+@runtime_checkable
 class BatchFeatures(Protocol):
     """Features of several segments at once, each as it is alone."""
 

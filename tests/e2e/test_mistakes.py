@@ -110,9 +110,9 @@ def test_a_mistake_gets_this_sentence_and_writes_nothing(
     [
         (
             "faiss",
-            "codebook fit {fitted} mel-rvq --name b",
-            "Fitting a codebook needs FAISS, which is not installed: pip install 'wavemill[cpu]' (or 'wavemill[gpu]' "
-            "on a machine with a CUDA GPU, never both).",
+            "codebook fit {fitted} mel-rvq --name b --backend faiss",
+            "Fitting a codebook with FAISS needs FAISS, which is not installed: pip install 'wavemill[cpu]' "
+            "(or 'wavemill[gpu]' on a machine with a CUDA GPU, never both).",
         ),
         (
             "matplotlib",
@@ -253,6 +253,7 @@ def test_a_manifest_whose_paths_count_from_elsewhere_is_told_at_once(
     )
 
 
+@pytest.mark.slow
 def test_a_bug_is_one_sentence_and_with_debug_a_traceback(tmp_path: Path):
     breaks = "from wavemill.jobs import demo\ndemo.run_demo = lambda to, engine: {}['nothing']\n"
     done = _run_python(breaks, "demo", "--to", tmp_path / "demo")
@@ -341,6 +342,8 @@ def _put_mistaken_files(folder: Path, samples: Path) -> None:
         np.save(folder / f"{name}.npy", array)
     (folder / "torn.npy").write_bytes((folder / "good.npy").read_bytes()[:-9])
     (folder / "km.bin").write_bytes(pickle.dumps(arrays["good"]))
+    (folder / "os.pkl").write_bytes(b"\x80\x04cposix\nsystem\n\x8c\x04true\x85R.")
+    (folder / "ivf.index").write_bytes(b"IwFl" + bytes(60))
 
 
 def _put_weights(folder: Path) -> None:

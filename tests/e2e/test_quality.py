@@ -14,7 +14,8 @@ from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA
 from wavemill.storage.table import read_snapshot
-from wavemill.tokenizers.fit import fit_residual
+from wavemill.tokenizers.fit import FitPlan
+from wavemill.tokenizers.fit import fit as fit_codebooks
 from wavemill.tokenizers.mel import MelFeatures
 from wavemill.tokenizers.quantize import ResidualQuantizer
 
@@ -35,7 +36,7 @@ def rate_quality(
     """
     features = MelFeatures()
     frames_ND = torch.cat([features.extract(waveform(path)[: seconds * RATE]) for path in fit]).numpy()
-    centroids_QCD, _ = fit_residual(frames_ND, num_codebooks=8, size=size, seed=0)
+    centroids_QCD = fit_codebooks(frames_ND, FitPlan(size=size, num_stages=8)).centroids_KCE
     quantizer = ResidualQuantizer(centroids_QCD)
     scores, distances = np.zeros((len(heard), len(BOOKS))), np.zeros((len(heard), len(BOOKS)))
     for row, path in enumerate(heard):

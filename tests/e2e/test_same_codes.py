@@ -113,6 +113,7 @@ def test_streams_made_apart_equal_streams_made_together(
         assert open_stream(Root(root), stream.name).files == open_stream(Root(finished_root), stream.name).files
 
 
+@pytest.mark.slow
 def test_threads_of_the_machine_change_no_code(
     fitted_root: Path, finished_root: Path, copy_root: Callable[[Path], Path]
 ):
@@ -132,6 +133,7 @@ def test_every_file_of_a_stream_says_in_which_numerics_class_it_was_made(finishe
             assert snapshot.metadata["numerics"]["threads"] == "1"
 
 
+@pytest.mark.slow
 def test_another_numerics_class_is_refused_by_its_difference_unless_allowed(
     fitted_root: Path, samples: Path, tmp_path: Path
 ):

@@ -132,6 +132,7 @@ def test_no_seed_of_very_many_loses_or_doubles_a_shard():
     assert counts["seeds"] == MANY_SEEDS
 
 
+@pytest.mark.slow
 def test_a_seed_is_one_history_in_every_process():
     with installed() as simulate:
         told = [simulate(seed).told() for seed in (7, 8)]

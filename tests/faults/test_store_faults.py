@@ -156,13 +156,15 @@ def test_commits_that_conflict_with_nothing_are_made_again(run: Run):
     assert len(run.struck("409")) == len(COMMITS)
 
 
+@pytest.mark.slow
 def test_a_burst_of_refusals_is_waited_out(run: Run):
     done = run.tokenize(Fault(do="503", share=0.2, times=25, seed=1))
     assert done.returncode == 0, done.stderr
     assert len(run.struck("503")) >= 15
 
 
-@pytest.mark.parametrize("do", ["cut", pytest.param("reset-body", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("do", ["cut", "reset-body"])
 def test_bodies_that_break_off_are_fetched_again(do: Do, run: Run):
     done = run.tokenize(*strike(do, READS))
     assert done.returncode == 0, done.stderr

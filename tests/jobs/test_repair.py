@@ -86,6 +86,7 @@ def test_a_shard_that_comes_out_otherwise_is_left_alone_unless_that_is_accepted(
     assert look(root).tasks() == []
 
 
+@pytest.mark.slow
 def test_errors_that_have_gone_are_tried_again_and_pinned_readers_notice_nothing(
     fitted_root: Path, samples: Path, tmp_path: Path
 ):

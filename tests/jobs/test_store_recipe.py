@@ -51,6 +51,7 @@ def test_a_picture_goes_into_a_store(on_swift: Swift, in_process: InProcess, fin
     assert place.read_bytes("use.png").startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_doctor_tries_a_store_and_leaves_nothing(on_swift: Swift):
     bucket = on_swift.bucket()
     checks = {check.name: check for check in check_root(f"s3://{bucket}/data")}

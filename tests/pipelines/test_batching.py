@@ -176,7 +176,7 @@ def test_a_tokenizer_that_breaks_its_frame_rule_in_a_batch_is_found_out():
 MODELS = ("hubert-base", "encodec-24khz", "mimi", "dac-24khz")
 
 
-@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("mode", [Mode.EXACT, pytest.param(Mode.FAST, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODELS)
 def test_models_give_batched_segments_the_codes_they_have_alone(name: str, mode: Mode, tmp_path: Path):
     weights = pytest.importorskip("random_weights", exc_type=ImportError)
@@ -214,6 +214,7 @@ def batched(batch_seconds: float = 20.0, **options: object) -> TokenizeOptions:
     return TokenizeOptions(batch_seconds=batch_seconds, **options)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 def test_a_dataset_made_in_batches_has_the_rows_of_one_made_segment_by_segment(
     fitted_root: Path, finished_root: Path, copy_root: Callable[[Path], Path]
 ):
@@ -278,7 +279,7 @@ def test_reports_of_shards_tokenized_together_are_those_of_each(fitted_root: Pat
     worker = Worker(work_of(root, batch_seconds=BATCH_SECONDS, streams=STREAMS[:1]))
     assert "batches" not in worker.about().numerics, "in exact mode the shapes of batches are free"
     try:
-        reports = worker.tokenize(tasks)
+        reports = worker.run(tasks)
     finally:
         worker.close()
     assert [report.shard for report in reports] == [task.shard for task in tasks]

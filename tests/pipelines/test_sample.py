@@ -1,16 +1,21 @@
 """Frames to fit a codebook on: how many, from where, and what the choice may not depend on."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
 import torch
 from audio_at import read_rows
+from numpy.typing import NDArray
 from wavemill.jobs.corpus import build_corpus
 from wavemill.pipelines.policy import CorpusPolicy
-from wavemill.pipelines.sample import Sample, sample_frames
-from wavemill.pipelines.tokenize import Work
+from wavemill.pipelines.sample import SampleWork
+from wavemill.pipelines.sample_plan import equal_shares, plan_sample
+from wavemill.pipelines.sampled import Sampled
+from wavemill.pipelines.tokenize import ShardTask, Work
 from wavemill.storage.codes import open_corpus
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
@@ -58,14 +63,18 @@ def _build(path: Path, samples: Path, *, shard_hours: float) -> None:
 def take(
     path: Path,
     features: Features,
+    scratch: Path,
     *,
     budget_bytes: int = 1 << 30,
     seed: int = 0,
+    column: str | None = None,
     leave_out: frozenset[str] = frozenset(),
     threads: int = 1,
     ahead_bytes: int = 1 << 26,
-    heard: list[tuple[float, bool]] | None = None,
-) -> Sample:
+    memory_bytes: int = 1 << 30,
+    order: int = 1,
+) -> tuple[Sampled, NDArray[np.float32]]:
+    """The sample of all shards, and its frames; shards are sampled in one order or the other."""
     root = Root(path)
     corpus = open_corpus(root)
     work = Work(
@@ -77,16 +86,25 @@ def take(
         decode_threads=threads,
         decode_ahead_bytes=ahead_bytes,
     )
-    return sample_frames(
+    plan = plan_sample(
         root,
         corpus,
-        features,
-        work,
-        budget_bytes=budget_bytes,
+        features.spec,
+        budget_frames=max(1, budget_bytes // FRAME_BYTES),
         seed=seed,
+        column=column,
         leave_out=leave_out,
-        on_segment=lambda duration_s, failed: (heard if heard is not None else []).append((duration_s, failed)),
     )
+    folder = f"tmp/{uuid4().hex}"
+    config = TokenizerConfig(tokenizer="mfcc-kmeans")
+    worker = SampleWork(work=work, config=config, layers=(None,), plan=plan, folder=folder).worker()
+    for shard in plan.shards[::order]:
+        worker.run([ShardTask(shard=shard, streams=())])
+    worker.close()
+    sampled = Sampled(root, folder, plan)
+    frames_ND = sampled.frames(None, features.dim, memory_bytes=memory_bytes, scratch=scratch)
+    root.below("tmp").remove_tree()
+    return sampled, frames_ND
 
 
 def every_frame(path: Path, features: Features, *, leave_out: str = "") -> np.ndarray:
@@ -107,73 +125,103 @@ def as_set(frames_ND: np.ndarray) -> set[bytes]:
     return {frame.tobytes() for frame in frames_ND}
 
 
-def test_a_budget_for_all_takes_every_frame_once(small_root: Path, features: Features) -> None:
-    sample = take(small_root, features)
+def test_a_budget_for_all_takes_every_frame_once(small_root: Path, features: Features, tmp_path: Path) -> None:
+    sampled, frames_ND = take(small_root, features, tmp_path)
     expected_ND = every_frame(small_root, features)
-    assert sample.frames_ND.dtype == np.float32
-    assert sample.frames_ND.shape == expected_ND.shape
-    assert sorted(map(bytes, sample.frames_ND)) == sorted(map(bytes, expected_ND))
-    assert (sample.num_segments, sample.num_speakers) == (24, 2)
-    assert sample.num_errors == 1  # not_numbers.wav, which only decoding finds out
+    assert frames_ND.dtype == np.float32
+    assert frames_ND.shape == expected_ND.shape
+    assert sorted(map(bytes, frames_ND)) == sorted(map(bytes, expected_ND))
+    assert (sampled.num_segments, sampled.num_speakers) == (24, 2)
+    assert sampled.num_errors == 1  # not_numbers.wav, which only decoding finds out
 
 
 @pytest.mark.parametrize("share", [0.5, 0.1, 0.02])
-def test_the_sample_keeps_within_its_budget_and_uses_most_of_it(
-    share: float, small_root: Path, features: Features
+def test_the_sample_keeps_within_its_budget_and_uses_all_of_it(
+    share: float, small_root: Path, features: Features, tmp_path: Path
 ) -> None:
-    all_frames = as_set(every_frame(small_root, features))
-    budget_bytes = int(share * len(all_frames) * FRAME_BYTES)
-    sample = take(small_root, features, budget_bytes=budget_bytes)
-    assert sample.frames_ND.nbytes <= budget_bytes
-    assert sample.frames_ND.nbytes > 0.4 * budget_bytes
-    assert as_set(sample.frames_ND) <= all_frames
+    all_ND = every_frame(small_root, features)
+    budget_bytes = int(share * len(all_ND)) * FRAME_BYTES
+    _, frames_ND = take(small_root, features, tmp_path, budget_bytes=budget_bytes)
+    assert frames_ND.nbytes == budget_bytes
+    assert Counter(map(bytes, frames_ND)) <= Counter(map(bytes, all_ND))
 
 
-def test_a_small_budget_still_hears_many_segments(small_root: Path, features: Features) -> None:
+def test_a_small_budget_still_hears_many_segments(small_root: Path, features: Features, tmp_path: Path) -> None:
     num_frames = len(every_frame(small_root, features))
-    assert take(small_root, features, budget_bytes=num_frames * FRAME_BYTES // 10).num_segments >= 12
+    sampled, _ = take(small_root, features, tmp_path, budget_bytes=num_frames * FRAME_BYTES // 10)
+    assert sampled.num_segments >= 12
 
 
-def test_a_budget_below_one_frame_gives_at_most_one(small_root: Path, features: Features) -> None:
-    assert len(take(small_root, features, budget_bytes=1).frames_ND) <= 1
+def test_a_budget_below_one_frame_gives_at_most_one(small_root: Path, features: Features, tmp_path: Path) -> None:
+    assert len(take(small_root, features, tmp_path, budget_bytes=1)[1]) <= 1
 
 
-def test_shards_threads_and_memory_change_no_frame(
+def test_shards_order_threads_and_memory_change_no_frame(
     small_root: Path, samples: Path, features: Features, tmp_path: Path
 ) -> None:
-    _build(tmp_path / "many", samples, shard_hours=0.002)
-    assert len(open_corpus(Root(tmp_path / "many")).files) > 5
+    many = tmp_path / "many"
+    _build(many, samples, shard_hours=0.002)
+    assert len(open_corpus(Root(many)).files) > 5
     budget_bytes = 500 * FRAME_BYTES
-    first = take(small_root, features, budget_bytes=budget_bytes).frames_ND
-    assert len(first) > 200
-    for root, threads, ahead_bytes in (
-        (small_root, 3, 1 << 26),
-        (tmp_path / "many", 1, 1 << 30),
-        (tmp_path / "many", 2, 300_000),
+    _, first = take(small_root, features, tmp_path, budget_bytes=budget_bytes)
+    assert len(first) > 400
+    for how in (
+        {"path": small_root, "threads": 3, "memory_bytes": 1},
+        {"path": many, "ahead_bytes": 1 << 30},
+        {"path": many, "threads": 2, "ahead_bytes": 300_000, "order": -1},
     ):
-        again = take(root, features, budget_bytes=budget_bytes, threads=threads, ahead_bytes=ahead_bytes).frames_ND
+        _, again = take(features=features, scratch=tmp_path, budget_bytes=budget_bytes, **how)
         assert np.array_equal(again, first)
+        assert isinstance(again, np.memmap) == ("memory_bytes" in how)
 
 
-def test_the_seed_decides_the_sample(small_root: Path, features: Features) -> None:
+def test_samples_in_many_files_are_those_in_one(
+    small_root: Path, features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, first = take(small_root, features, tmp_path, budget_bytes=500 * FRAME_BYTES)
+    monkeypatch.setattr("wavemill.pipelines.sample._PART_BYTES", 100 * FRAME_BYTES)
+    sampled, again = take(small_root, features, tmp_path, budget_bytes=500 * FRAME_BYTES)
+    assert sampled.reports[0].parts >= 5
+    assert np.array_equal(again, first)
+
+
+def test_the_seed_decides_the_sample(small_root: Path, features: Features, tmp_path: Path) -> None:
     budget_bytes = 500 * FRAME_BYTES
-    first = take(small_root, features, budget_bytes=budget_bytes, seed=1).frames_ND
-    assert np.array_equal(take(small_root, features, budget_bytes=budget_bytes, seed=1).frames_ND, first)
-    other = take(small_root, features, budget_bytes=budget_bytes, seed=2).frames_ND
+    _, first = take(small_root, features, tmp_path, budget_bytes=budget_bytes, seed=1)
+    assert np.array_equal(take(small_root, features, tmp_path, budget_bytes=budget_bytes, seed=1)[1], first)
+    _, other = take(small_root, features, tmp_path, budget_bytes=budget_bytes, seed=2)
     assert len(as_set(first) & as_set(other)) < 0.5 * len(first)
 
 
-def test_speakers_left_out_leave_no_frame(small_root: Path, features: Features) -> None:
-    sample = take(small_root, features, leave_out=frozenset({"en_anna"}))
-    assert as_set(sample.frames_ND) == as_set(every_frame(small_root, features, leave_out="en_anna"))
-    assert (sample.num_segments, sample.num_speakers) == (12, 1)
-    nobody = take(small_root, features, leave_out=frozenset({"en_anna", "de_jonas"}))
-    assert (nobody.frames_ND.shape, nobody.num_segments) == ((0, 39), 0)
+def test_speakers_left_out_leave_no_frame(small_root: Path, features: Features, tmp_path: Path) -> None:
+    sampled, frames_ND = take(small_root, features, tmp_path, leave_out=frozenset({"en_anna"}))
+    assert as_set(frames_ND) == as_set(every_frame(small_root, features, leave_out="en_anna"))
+    assert (sampled.num_segments, sampled.num_speakers) == (12, 1)
+    nobody, frames_ND = take(small_root, features, tmp_path, leave_out=frozenset({"en_anna", "de_jonas"}))
+    assert (frames_ND.shape, nobody.num_segments) == ((0, 39), 0)
 
 
-def test_segments_with_an_error_are_passed_over_and_told(small_root: Path, features: Features) -> None:
-    heard: list[tuple[float, bool]] = []
-    sample = take(small_root, features, heard=heard)
-    assert [failed for _, failed in heard].count(True) == sample.num_errors == 1
-    assert len(heard) == 25
-    assert sample.duration_s == pytest.approx(sum(duration_s for duration_s, _ in heard))
+def test_each_value_of_a_column_gets_the_same_number_of_frames(
+    small_root: Path, features: Features, tmp_path: Path
+) -> None:
+    sampled, frames_ND = take(small_root, features, tmp_path, budget_bytes=902 * FRAME_BYTES, column="speaker")
+    assert sampled.frames_by_value["en_anna"] == sampled.frames_by_value["de_jonas"] > 300
+    assert sum(sampled.frames_by_value.values()) == len(frames_ND)
+    of_anna = as_set(every_frame(small_root, features, leave_out="de_jonas"))
+    first_half = [frame.tobytes() in of_anna for frame in frames_ND[: len(frames_ND) // 2]]
+    assert 0.35 < np.mean(first_half) < 0.65  # the first so many are a sample of both
+
+
+@pytest.mark.parametrize(
+    ("there", "budget", "shares"),
+    [
+        ([10, 100, 100], 90, [10, 40, 40]),
+        ([100, 10, 5], 30, [15, 10, 5]),
+        ([3, 3], 100, [3, 3]),
+        ([50, 50, 50], 100, [34, 33, 33]),
+        ([7, 0, 7], 3, [2, 0, 1]),
+        ([], 5, []),
+    ],
+)
+def test_shares_are_equal_as_far_as_there_is_enough(there: list[int], budget: int, shares: list[int]) -> None:
+    assert equal_shares(there, budget) == shares

@@ -155,6 +155,7 @@ def test_a_folder_that_the_hubs_tools_wrote_knows_its_commit(folder: Path, copie
     assert find(snapshot).revision == COMMIT
 
 
+@pytest.mark.slow
 def test_weights_come_from_the_hub_once_and_then_from_its_cache(served: str, folder: Path, tmp_path: Path):
     expected = [COMMIT, find(folder).sha256]
     by_branch, by_commit = ("lab/hubert", {}), ("lab/hubert", {"revision": COMMIT})

@@ -1,0 +1,150 @@
+"""Which frames of a corpus a codebook is fitted on: decided from the table of segments, before any audio is read.
+
+Each segment and each frame has a number in [0, 1) that the seed and the segment's id alone decide; the lowest are
+taken. So the sample does not depend on shards, workers, order or retries.
+"""
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..storage.parquet import read_parquet
+from ..storage.root import Root
+from ..storage.schema import CORPUS_SCHEMA
+from ..storage.table import Snapshot
+from ..tokenizers.spec import StreamSpec, UserError, did_you_mean, num_frames
+from .reading import Row
+from .resample import resampled_length
+
+STRATIFY = ("source", "speaker", "language", "format", "channel", "sample_rate", "num_channels")
+_SPREAD = 8  # segments are chosen with up to this many times the frames that are kept, so that these come from many
+_COLUMNS = ("id", "speaker", "error", "num_samples", "sample_rate")
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """The segments that have one value in the column that is stratified by, and what is taken of them."""
+
+    num_frames: int  # of all its segments
+    quota: int  # frames that are kept
+    covered: int  # frames of the segments that are chosen
+    last: float  # segments whose number is up to this are chosen
+
+    @property
+    def keep(self) -> float:
+        """Frames whose number is below this are kept by shards: a few more than the quota, which is cut off later."""
+        if self.quota >= self.covered:
+            return 1.0
+        return min(1.0, (self.quota + 4 * sqrt(self.quota) + 8) / self.covered)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplePlan:
+    """A choice of segments and of their frames. Picklable."""
+
+    seed: int
+    column: str | None  # stratified by
+    leave_out: frozenset[str]  # speakers
+    strata: Mapping[str, Stratum]  # by value, sorted; without a column, and where a row has none, by ""
+    shards: tuple[int, ...]  # that have chosen segments
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that are kept if no segment fails."""
+        return sum(stratum.quota for stratum in self.strata.values())
+
+    def value_of(self, row: Row) -> str:
+        value = None if self.column is None else row[self.column]
+        return "" if value is None else str(value)
+
+    def chooses(self, row: Row) -> bool:
+        if row["error"] is not None or row["speaker"] in self.leave_out:
+            return False
+        return _number(self.seed, row["id"]) <= self.strata[self.value_of(row)].last
+
+    def frames_of(self, row: Row, num: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Which of a chosen segment's frames are kept, and their numbers."""
+        numbers_T = np.random.Generator(np.random.PCG64(_digest(self.seed, row["id"]))).random(num)
+        kept = np.flatnonzero(numbers_T < self.strata[self.value_of(row)].keep)
+        return kept, numbers_T[kept]
+
+
+def plan_sample(
+    root: Root,
+    corpus: Snapshot,
+    spec: StreamSpec,
+    *,
+    budget_frames: int,
+    seed: int,
+    column: str | None = None,
+    leave_out: Collection[str] = (),
+) -> SamplePlan:
+    """A sample of at most `budget_frames` frames of the segments without an error, of all speakers but some.
+
+    With a column, each of its values gets an equal share as far as it has frames, and what it lacks goes to the others.
+    Raises `UserError` for a column that there is not.
+    """
+    if column is not None and column not in STRATIFY:
+        raise UserError(
+            f"--stratify {column!r}: expected a column of the corpus: {', '.join(STRATIFY)}."
+            f"{did_you_mean(column, STRATIFY)}"
+        )
+    found: dict[str, list[tuple[float, int, int]]] = {}
+    columns: list[str] = [*_COLUMNS, *({column} - set(_COLUMNS) if column else ())]
+    for shard in corpus.files:
+        for row in read_parquet(root, corpus.path(shard), schema=CORPUS_SCHEMA, columns=columns).to_pylist():
+            if row["error"] is None and row["speaker"] not in leave_out:
+                frames = num_frames(resampled_length(row["num_samples"], row["sample_rate"], spec.sample_rate), spec)
+                value = "" if column is None or row[column] is None else str(row[column])
+                found.setdefault(value, []).append((_number(seed, row["id"]), frames, shard))
+    values = sorted(found)
+    there = [sum(frames for _, frames, _ in found[value]) for value in values]
+    quotas = equal_shares(there, budget_frames)
+    strata = {
+        value: _stratum(found[value], num_frames=num, quota=quota, all_of_it=sum(there) <= budget_frames)
+        for value, num, quota in zip(values, there, quotas, strict=True)
+    }
+    shards = {shard for value in values for number, _, shard in found[value] if number <= strata[value].last}
+    return SamplePlan(
+        seed=seed,
+        column=column,
+        leave_out=frozenset(leave_out),
+        strata=strata,
+        shards=tuple(shard for shard in corpus.files if shard in shards),
+    )
+
+
+def equal_shares(there: Sequence[int], budget: int) -> list[int]:
+    """What each gets of a budget: the same, or all that is there; the first ones get one more where it does not divide.
+
+    Water-filling: from the least on, each takes an equal share of what is left, or all it has.
+    """
+    shares = [0] * len(there)
+    order = sorted(range(len(there)), key=lambda place: (there[place], -place))
+    for done, place in enumerate(order):
+        shares[place] = min(there[place], budget // (len(there) - done))
+        budget -= shares[place]
+    return shares
+
+
+def _stratum(found: list[tuple[float, int, int]], *, num_frames: int, quota: int, all_of_it: bool) -> Stratum:
+    """Segments from the lowest number on until they hold `_SPREAD` quotas of frames."""
+    covered, last = 0, -1.0
+    for number, frames, _ in sorted(found):
+        if not all_of_it and covered >= _SPREAD * quota:
+            break
+        covered, last = covered + frames, number
+    return Stratum(num_frames, quota, covered, last)
+
+
+def _digest(seed: int, row_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{row_id}".encode(), digest_size=16).digest(), "little")
+
+
+def _number(seed: int, row_id: str) -> float:
+    """A number in [0, 1) that only the seed and the id decide."""
+    return (_digest(seed, row_id) >> 75) / 2**53
