@@ -153,6 +153,9 @@ def _draw_sizes(axes: "Axes", facts: dict[str, Any]) -> None:
             markersize=4,
         )
     axes.set_xscale("log")
+    sizes = sorted({each["size"] for each in others})
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
     axes.set_xlabel("centroids")
     axes.set_ylabel("share of the mean square left")
     if len(layers) > 1:
@@ -168,6 +171,7 @@ def _draw_use(axes: "Axes", facts: dict[str, Any]) -> None:
         )
     axes.axhline(facts["frames"] / facts["size"], color=QUIET, linewidth=0.8, linestyle=(0, (4, 4)))
     axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(0, 2 * max(max(sizes) for sizes in facts["cluster_sizes"]))
     axes.set_xlabel("rank of the centroid (dashed: if all were used alike)")
     axes.set_ylabel("frames")
 
