@@ -41,6 +41,7 @@ Fit = Callable[[NDArray[np.float32], int, int], NDArray[np.float32]]
 
 def features_of(kind: str, corpus: Path | None, cache: Path, num_frames: int) -> dict[str, NDArray[np.float32]]:
     """Features to fit on and those held out, up to `num_frames` together; from the cache if they are there."""
+    cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"{kind}-{num_frames}.npz"
     if not path.exists():
         with tempfile.TemporaryDirectory() as folder:
