@@ -26,7 +26,7 @@ from ..storage.failpoints import failpoint
 from ..storage.root import Root
 from ..storage.schema import require_stream_name
 from ..tokenizers.codebook import Codebook
-from ..tokenizers.fit import MIN_FRAMES_PER_CENTROID, FitPlan, Fitted, faiss_version, fit
+from ..tokenizers.fit import MIN_FRAMES_PER_CENTROID, FitPlan, Fitted, faiss_version, fit, require_backend
 from ..tokenizers.numerics import use_exact_math, use_one_thread
 from ..tokenizers.registry import describe_features
 from ..tokenizers.spec import UserError
@@ -34,8 +34,6 @@ from ..tokenizers.tokenizer import Description, TokenizerConfig
 from .engine import Engine, InlineEngine
 from .fit_facts import distances, mean_square, phones
 from .fit_sample import highest, sampled
-
-BACKENDS = ("auto", "faiss", "torch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +92,7 @@ def fit_codebooks(
     for all that can be known before; nothing is written unless all is fitted.
     """
     started = time.monotonic()
-    if options.backend not in BACKENDS:
-        raise UserError(f"--backend {options.backend!r} is unknown; there are: {', '.join(BACKENDS)}.")
-    if options.backend == "faiss":
-        faiss_version()
+    require_backend(options.backend)
     _require_once(layers, "--layers")
     _require_once(sizes, "--sizes")
     configs = [replace(config, layer=layer) for layer in sorted(layers)] if layers else [config]

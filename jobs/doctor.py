@@ -107,7 +107,7 @@ def check_decoders() -> Check:
 
 
 def check_faiss(names: Sequence[str] = _FAISS_BUILDS) -> Check:
-    """Which build of FAISS is here, by the names of its packages; only `codebook fit` needs one."""
+    """Which build of FAISS is here, by the names of its packages; only `codebook fit --backend faiss` needs one."""
     from ..tokenizers.fit import faiss_version
 
     builds = {name: found for name in names if (found := _version(name)) is not None}

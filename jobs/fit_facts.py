@@ -3,16 +3,19 @@
 Axes: N frames, D dimensions, K codebooks, C centroids, P phones.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..pipelines.phones import MAX_PHONES, agreement
 from ..pipelines.sampled import Sampled
-from ..tokenizers.codebook import Codebook, unit_length
+from ..tokenizers.codebook import Codebook
+from ..tokenizers.kmeans import Frames
 
 _BLOCK = 16_384  # frames at a time
 _MEASURED = 65_536  # frames whose distances are counted: the first, which are a sample themselves
@@ -22,7 +25,7 @@ _BINS = 40
 def mean_square(frames_ND: NDArray[np.float32], *, spherical: bool) -> float:
     """Of the frames about their mean, in one pass over what may not fit into memory."""
     total_D, squares, first_D = np.zeros(frames_ND.shape[1]), 0.0, frames_ND[0].astype(np.float64)
-    for block_ND in blocks(frames_ND, spherical=spherical):
+    for block_ND in _blocks(frames_ND, spherical=spherical):
         apart_ND = block_ND.double().numpy() - first_D  # about one of them: their squares lose no digits
         total_D += apart_ND.sum(axis=0)
         squares += float(np.square(apart_ND).sum())
@@ -37,7 +40,7 @@ def distances(frames_ND: NDArray[np.float32], codebook: Codebook, *, device: str
     """
     quantizer = codebook.open(device=device)
     found = []
-    for block_ND in blocks(frames_ND[:_MEASURED], spherical=codebook.spherical):
+    for block_ND in _blocks(frames_ND[:_MEASURED], spherical=codebook.spherical):
         frames = block_ND.to(device)
         found.append((frames - quantizer.decode(quantizer.encode(frames))).double().square().sum(dim=1).sqrt().cpu())
     distances_N = torch.cat(found).numpy()
@@ -66,8 +69,8 @@ def phones(
     return {"frames": len(labelled), **asdict(agreement(joint_PC))}
 
 
-def blocks(frames_ND: NDArray[np.float32], *, spherical: bool):
+def _blocks(frames_ND: NDArray[np.float32], *, spherical: bool) -> Iterator[Tensor]:
     """Frames in memory, a block at a time."""
-    for begin in range(0, len(frames_ND), _BLOCK):
-        block_ND = torch.from_numpy(np.array(frames_ND[begin : begin + _BLOCK]))
-        yield unit_length(block_ND) if spherical else block_ND
+    frames = Frames(frames_ND, directions=spherical)
+    for rows in frames.blocks():
+        yield frames.read(rows)

@@ -18,13 +18,13 @@ from ..pipelines.tokenize import ShardTask, Work
 from ..storage.failpoints import failpoint
 from ..storage.root import Root
 from ..storage.schema import FORMAT_VERSION
+from ..storage.vacuum import SAMPLES
 from ..tokenizers.spec import UserError
 from ..tokenizers.tokenizer import Description, TokenizerConfig
 from .engine import Engine
 from .tokenize import require_fingerprints
 
 _VERSION = f"1/{FORMAT_VERSION}"  # of the files, and of the choice of frames
-SAMPLES = "tmp/fit-"  # and the key: where samples lie; `wavemill vacuum` removes old ones
 
 
 @contextmanager

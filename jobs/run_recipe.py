@@ -97,7 +97,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def require_ready(recipe: Recipe, root: Root) -> None:
-    """Raise `UserError` for what would stop a run later on: tokenizers, codebooks, the device, FAISS, sources."""
+    """Raise `UserError` for what would stop a run later on: tokenizers, codebooks, the device, sources."""
     asked = recipe.tokenize
     require_device(asked.device, elsewhere=asked.engine == "ray" and asked.address is not None)
     for number, source in enumerate(recipe.corpus.sources):

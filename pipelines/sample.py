@@ -6,7 +6,6 @@ killed goes on from there. Axes: N frames of a shard's sample, T frames of a seg
 
 import io
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from ..storage.table import Snapshot
 from ..tokenizers.numerics import use_exact_math, use_one_thread
 from ..tokenizers.registry import load_features
 from ..tokenizers.spec import RunFailed, UserError, num_frames
+from ..tokenizers.spill import reserved
 from ..tokenizers.tokenizer import Features, LayeredFeatures, PiecewiseFeatures, TokenizerConfig
 from .ahead import DecodeAhead
 from .entries import AudioError
@@ -263,19 +263,3 @@ def _pieces(features: Features, waveform_N: Tensor, layers: Layers) -> Iterator[
     whole = isinstance(features, PiecewiseFeatures)
     for piece_TD in features.pieces(waveform_N) if whole else [features.extract(waveform_N)]:
         yield {next(iter(layers)): piece_TD}
-
-
-def reserved(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """An array that lies in a file on this machine. Raises `RunFailed` if there is no room for it."""
-    if not shape[0]:
-        return np.empty(shape, dtype=np.float32)
-    size_bytes = 4 * shape[0] * shape[1]
-    try:
-        with path.open("wb") as file:  # now, for a full disk kills who writes to the map
-            os.posix_fallocate(file.fileno(), 0, size_bytes)
-    except OSError as error:
-        raise RunFailed(
-            f"There is no room for {size_bytes / 1e6:,.0f} MB of frames in {path.parent} ({error.strerror}). Free "
-            "some, name another folder by TMPDIR, or give a smaller --budget."
-        ) from error
-    return np.memmap(path, dtype=np.float32, mode="r+", shape=shape)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ..storage.root import Root
 from ..tokenizers.spec import RunFailed
-from .sample import SampleReport, index_file, part_file, report_file, reserved
+from ..tokenizers.spill import reserved
+from .sample import SampleReport, index_file, part_file, report_file
 from .sample_plan import SamplePlan
 
 _REPORT = re.compile(r"shard-\d{6,}\.json")

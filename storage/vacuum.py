@@ -12,7 +12,8 @@ from .root import Root
 from .table import is_shard_file, read_snapshot
 
 _TORN = re.compile(r"\.shard-.*\.tmp")  # what a write that was killed leaves on a disk
-_SAMPLED = re.compile(r"fit-[0-9a-f]{16}")  # of tmp/: what a fit of codebooks that was killed has sampled
+SAMPLES = "tmp/fit-"  # and a key: what a fit of codebooks has sampled, until it has ended
+_SAMPLED = re.compile(rf"{SAMPLES}[0-9a-f]{{16}}")
 LEAST_HOURS = 2.0  # a shard may take its worker so long, and its file is named by no snapshot until then
 
 
@@ -46,12 +47,12 @@ def vacuum(root: Root, *, older_than_h: float, dry_run: bool) -> list[Leftover]:
         for file, size_bytes, written in files:
             if (is_shard_file(file) or _TORN.fullmatch(file)) and file not in needed and written < limit:
                 found.append(Leftover(f"{folder}/{file}", size_bytes))
-    for name in root.list("tmp"):
-        if _SAMPLED.fullmatch(name):
-            files = root.list_files(f"tmp/{name}")
+    for folder in (f"tmp/{name}" for name in root.list("tmp")):
+        if _SAMPLED.fullmatch(folder):
+            files = root.list_files(folder)
             # all or none: a fit that is going on has written some of them lately
             if all(written < limit for _, _, written in files):
-                found += [Leftover(f"tmp/{name}/{file}", size_bytes) for file, size_bytes, _ in files]
+                found += [Leftover(f"{folder}/{file}", size_bytes) for file, size_bytes, _ in files]
     for leftover in () if dry_run else found:
         with suppress(FileNotFoundError):  # another vacuum was faster
             if root.modified(leftover.path) < limit:  # not written again since it was listed

@@ -3,7 +3,6 @@
 Axes: N frames, D dimensions, E dimensions of a group, C centroids, Q stages of a group, K codebooks, group by group.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from .kmeans import Clusters, Frames, Workers, distinct_frames, first_centroids,
 from .quantize import ResidualQuantizer
 from .refine import Refinement, refine_stages
 from .spec import UserError
+from .spill import reserved
 
 MIN_FRAMES_PER_CENTROID = 39  # FAISS's own advice: fewer, and centroids follow single frames
 _ROUNDS_OF_FAISS = 25
@@ -37,7 +37,7 @@ class FitPlan:
     seed: int = 0
     spherical: bool = False  # directions: frames are divided by their length, and centroids have length one
     refine: bool = False  # fit the stages of a group jointly, where that lowers the error
-    backend: str = "auto"  # "faiss", "torch", or the faster of them on this device
+    backend: str = "auto"  # "torch" or "faiss"; auto is FAISS on GPUs that its build knows, else torch
     device: str = "cpu"
 
 
@@ -66,7 +66,8 @@ def fit(
     Frames may be a memory map: beside the centroids 64 MiB of them and a few blocks are held, and residuals lie in a
     file beside the map. `on_progress` is told how many of the K codebooks are done. Product quantization: Jégou et al.
     2011; residual stages: Zeghidour et al. 2021, section III-C. Raises `UserError` for a plan that nothing fits, fewer
-    (distinct) frames than centroids, frames that are not numbers, a backend that is not installed.
+    (distinct) frames than centroids, frames that are not numbers, a backend that is not installed; `RunFailed` without
+    room for residuals.
     """
     _require_plan(frames_ND, plan)
     backend = _choose_backend(plan)
@@ -181,17 +182,7 @@ def _room(
         yield np.empty(shape, dtype)
     else:
         with TemporaryDirectory(dir=Path(filename).parent, prefix="fit-") as folder:
-            path = Path(folder) / "array"
-            size_bytes = shape[0] * shape[1] * np.dtype(dtype).itemsize
-            try:
-                with path.open("wb") as file:  # now, for a full disk kills who writes to the map
-                    os.posix_fallocate(file.fileno(), 0, size_bytes)
-            except OSError as error:
-                raise UserError(
-                    f"There is no room for {size_bytes / 1e6:,.0f} MB of residuals in {Path(filename).parent} "
-                    f"({error.strerror}). Free some, or fit on fewer frames with a smaller --budget."
-                ) from error
-            yield np.memmap(path, dtype, "r+", shape=shape)
+            yield reserved(Path(folder) / "array", shape, dtype)
 
 
 def _require_plan(frames_ND: NDArray[Any], plan: FitPlan) -> None:
@@ -244,15 +235,20 @@ def _require_distinct(frames: Frames, plan: FitPlan, group: int) -> None:
         )
 
 
-def _choose_backend(plan: FitPlan) -> str:
-    if plan.backend not in _BACKENDS:
-        raise UserError(f"There is no backend {plan.backend!r}; there are {', '.join(_BACKENDS)}.")
-    if plan.backend == "faiss":
+def require_backend(name: str) -> None:
+    """Raise `UserError` for a backend that there is not, or that is not installed."""
+    if name not in _BACKENDS:
+        raise UserError(f"--backend {name!r} is unknown; there are: {', '.join(_BACKENDS)}.")
+    if name == "faiss":
         _faiss()
+
+
+def _choose_backend(plan: FitPlan) -> str:
+    require_backend(plan.backend)
     if plan.backend != "auto":
         return plan.backend
     if plan.device == "cpu":
-        return "torch"  # at equal inertia it is the faster one: infra/bench/kmeans.py
+        return "torch"  # the same centroids whether FAISS is installed or not
     try:
         return "faiss" if _faiss().get_num_gpus() > 0 else "torch"
     except UserError:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
+from .codebook import unit_length
+
 Result = TypeVar("Result")
 
 _BLOCK_BYTES = 8 << 20  # of frames that a thread holds at a time
@@ -52,7 +54,7 @@ class Frames:
         """A copy of some frames, `[B, E]` float32."""
         block_BE = torch.from_numpy(np.array(self.array_ND[rows, self.columns], dtype=np.float32, order="C"))
         if self.directions:
-            block_BE = normalize(block_BE, dim=1)
+            block_BE = unit_length(block_BE)
         return block_BE if self.origin_E is None else block_BE.sub_(self.origin_E)
 
     def blocks(self, *, stride: int = 1, size_bytes: int = _BLOCK_BYTES) -> list[slice]:

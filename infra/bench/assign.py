@@ -9,13 +9,12 @@ float64 does not give. Prints a table and, last, one JSON object.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from interleaved import compared, interleaved, print_table
+from interleaved import compared, interleaved, print_report
 from latents import fitted_codebooks, flips, speech_frames
 from torch import Tensor
 from wavemill.tokenizers.quantize import ResidualQuantizer
@@ -84,19 +83,7 @@ def main() -> None:
         flipped, _ = flips(frames_ND, centroids_1CD, theirs_N[None])
         figures[name] |= {"differing": len(differ_M), "gap": gap, "flipped": flipped}
     figures["fairseq-torch"]["target"] = TARGET
-    print_table(figures)
-    print(
-        json.dumps(
-            {
-                "name": "assign",
-                **{key: value for key, value in figures["fairseq-torch"].items() if key != "ms"},
-                "peer": "fairseq ApplyKmeans, its formula by torch",
-                "n": FRAMES,
-                "threads": 1,
-                "all": figures,
-            }
-        )
-    )
+    print_report("assign", figures, against="fairseq-torch", peer="fairseq ApplyKmeans, its formula by torch", n=FRAMES)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ of 1e-5 or more by `FactorizedQuantizer.gaps`). Prints a table and, last, one JS
 """
 
 import argparse
-import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from interleaved import compared, interleaved, print_table
+from interleaved import compared, interleaved, print_report
 from latents import speech_frames
 from torch import Tensor
 from transformers import DacConfig
@@ -70,19 +69,8 @@ def main() -> None:
     }
     figures = compared(interleaved(runs, arguments.repeats))
     figures["transformers"] |= {"target": TARGET, **differing(ours, latents_TD, theirs(latents_1DT)[1][0])}
-    print_table(figures)
-    print(
-        json.dumps(
-            {
-                "name": "dac-rvq",
-                **{key: value for key, value in figures["transformers"].items() if key != "ms"},
-                "peer": f"transformers {version('transformers')} DAC",
-                "n": FRAMES,
-                "threads": 1,
-                "all": figures,
-            }
-        )
-    )
+    peer = f"transformers {version('transformers')} DAC"
+    print_report("dac-rvq", figures, against="transformers", peer=peer, n=FRAMES)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Times ways to do the same by turns, and tells how many times slower than ours the others are."""
 
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -34,3 +35,12 @@ def compared(took: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
 def print_table(figures: dict[str, dict[str, Any]]) -> None:
     for name, row in figures.items():
         print(f"{name:24}" + "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+
+
+def print_report(
+    name: str, figures: dict[str, dict[str, Any]], *, against: str, peer: str, n: int, **more: Any
+) -> None:
+    """A table and, last, one JSON object: the figures of one peer, and all."""
+    print_table(figures)
+    one = {key: value for key, value in figures[against].items() if key != "ms"}
+    print(json.dumps({"name": name, **one, "peer": peer, "n": n, "threads": 1, **more, "all": figures}))

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from interleaved import compared, interleaved, print_table
+from interleaved import compared, interleaved, print_report
 from latents import fitted_codebooks, flips, speech_frames
 from torch import Tensor
 from wavemill.tokenizers.quantize import ResidualQuantizer
@@ -100,21 +100,15 @@ def main() -> None:
         flipped, gap = flips(frames_ND, centroids_QCD, encode(frames_ND))
         extra_mb = round(extra_memory(name)["extra_mb"], 1)
         figures[name] |= {"target": TARGETS.get(name), "flipped": flipped, "gap": gap, "extra_mb": extra_mb}
-    print_table(figures)
-    print(
-        json.dumps(
-            {
-                "name": "rvq",
-                **{key: figures["encodec"][key] for key in ("ratio", "target", "spread")},
-                "peer": f"transformers {version('transformers')} EnCodec",
-                "n": FRAMES,
-                "threads": 1,
-                "extra_mb": figures["wavemill"]["extra_mb"],
-                "extra_mb_target": MEMORY_TARGET_MB,
-                "versions": {name: version(name) for name in ("torch", "transformers", "vector-quantize-pytorch")},
-                "all": figures,
-            }
-        )
+    print_report(
+        "rvq",
+        figures,
+        against="encodec",
+        peer=f"transformers {version('transformers')} EnCodec",
+        n=FRAMES,
+        ours_extra_mb=figures["wavemill"]["extra_mb"],
+        extra_mb_target=MEMORY_TARGET_MB,
+        versions={name: version(name) for name in ("torch", "transformers", "vector-quantize-pytorch")},
     )
 
 
