@@ -18,7 +18,7 @@ from ..pipelines.centroids import export_bytes, read_centroids
 from ..pipelines.named import require_named
 from ..pipelines.sample import SampleReport
 from ..pipelines.sample_plan import SamplePlan, plan_sample
-from ..pipelines.sampled import Sampled
+from ..pipelines.sampled import SampleGone, Sampled
 from ..pipelines.streams import CODEBOOKS, read_codebook
 from ..pipelines.tokenize import Work
 from ..storage.codes import open_corpus
@@ -127,40 +127,59 @@ def fit_codebooks(
     )
     opened = replace(config, layer=highest(tuple(described)))
     told = {"on_start": on_start, "on_report": on_report, "on_note": on_note}
-    with sampled(work, opened, described, plan, engine, **told) as sample:
-        sampled_s = time.monotonic() - started
-        fitted = _fit_all(sample, wanted, described, options, on_stage)
-        story = _story_of_sample(sample, plan, options)
-        codebooks = [
-            Codebook(
-                centroids_KCE,
-                {
-                    "tokenizer": config.tokenizer,
-                    **described[one.layer].fingerprint,
-                    **_shape(one.plan, dim, sample.num_frames),
-                    "corpus_version": corpus.version,
-                    **story,
-                    **facts,
-                    "fitted_with": [
-                        {"codebook": other.name, "layer": other.layer, "size": other.plan.size, **_errors(theirs)}
-                        for other, (_, theirs) in zip(wanted, fitted, strict=True)
-                    ],
-                },
-            )
-            for one, (centroids_KCE, facts) in zip(wanted, fitted, strict=True)
-        ]
-        failpoint("before-codebooks")
-        for one, codebook in zip(wanted, codebooks, strict=True):
-            root.write_bytes(one.relative, codebook.to_bytes())
+    sampled_s, num_frames, codebooks = 0.0, 0, []
+    for last in (False, True):
+        try:
+            with sampled(work, opened, described, plan, engine, **told) as sample:
+                sampled_s, num_frames = time.monotonic() - started, sample.num_frames
+                fitted = _fit_all(sample, wanted, described, options, on_stage)
+                story = {"corpus_version": corpus.version, **_story_of_sample(sample, plan, options)}
+                codebooks = _codebooks(wanted, fitted, described, dim, story)
+                failpoint("before-codebooks")
+                for one, codebook in zip(wanted, codebooks, strict=True):
+                    root.write_bytes(one.relative, codebook.to_bytes())
+            break
+        except SampleGone:
+            if last:
+                raise
+            on_note("another fit of the same sample has ended and removed it: sampling once more")
     seconds = {"sample_s": round(sampled_s, 2), "fit_s": round(time.monotonic() - started - sampled_s, 2)}
     return [
         {
             "codebook": one.name,
             **codebook.header,
-            "enough_frames": sample.num_frames >= MIN_FRAMES_PER_CENTROID * one.plan.size,
+            "enough_frames": num_frames >= MIN_FRAMES_PER_CENTROID * one.plan.size,
             **seconds,
         }
         for one, codebook in zip(wanted, codebooks, strict=True)
+    ]
+
+
+def _codebooks(
+    wanted: Sequence[_Wanted],
+    fitted: Sequence[tuple[torch.Tensor, dict[str, Any]]],
+    described: dict[int | None, Description],
+    dim: int,
+    story: dict[str, Any],
+) -> list[Codebook]:
+    """The codebooks with their headers."""
+    fitted_with = [
+        {"codebook": one.name, "layer": one.layer, "size": one.plan.size, **_errors(facts)}
+        for one, (_, facts) in zip(wanted, fitted, strict=True)
+    ]
+    return [
+        Codebook(
+            centroids_KCE,
+            {
+                "tokenizer": described[one.layer].config.tokenizer,
+                **described[one.layer].fingerprint,
+                **_shape(one.plan, dim, story["frames"]),
+                **story,
+                **facts,
+                "fitted_with": fitted_with,
+            },
+        )
+        for one, (centroids_KCE, facts) in zip(wanted, fitted, strict=True)
     ]
 
 

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager, suppress
 
 from ..pipelines.sample import Layers, SampleReport, SampleWork
 from ..pipelines.sample_plan import SamplePlan
-from ..pipelines.sampled import Sampled, sampled_before
+from ..pipelines.sampled import SampleGone, Sampled, sampled_before
 from ..pipelines.streams import full_fingerprint, without_revision
 from ..pipelines.tokenize import ShardTask, Work
 from ..storage.failpoints import failpoint
@@ -55,7 +55,7 @@ def sampled(
             sampling = SampleWork(work=work, config=config, layers=layers, plan=plan, folder=folder)
             _run(sampling, tasks, described[layers[-1]], engine, on_report)
         yield Sampled(root, folder, plan)
-    except UserError:
+    except (UserError, SampleGone):
         _remove(root, folder)
         raise
     _remove(root, folder)

@@ -28,7 +28,11 @@ _READY_S = 120.0  # for the first workers to get a place
 _LOOK_S = 2.0  # between looks at whether all are alive
 _PLACE_S = 60.0  # for one that takes the place of another
 _SILENT_S = 45.0  # a worker that has given no sign of life for so long is replaced, a cluster given up
+_LAST_S = 53  # Ray ends a process whose cluster has been gone for 60 s, with words of its own
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024  # receipts only: no audio goes through it
+
+
+_RUN_AGAIN = "What was committed stays; run the command again."
 
 
 @cache
@@ -104,8 +108,9 @@ class _ClusterWatch:
         self._node = ray._private.worker.global_worker.node if own else None
         self._answered_s = time.monotonic()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._ask, daemon=True)
-        self._thread.start()
+        self._silent_ticks = 0  # seconds that this process saw go by: one that was stopped saw none
+        for target in (self._ask, self._have_the_last_word):
+            threading.Thread(target=target, daemon=True).start()
 
     def dead(self) -> str:
         """What has died, in a sentence; empty if all is well."""
@@ -124,6 +129,15 @@ class _ClusterWatch:
             with contextlib.suppress(Exception):  # whatever it is, it is no answer
                 self._ray.nodes()
                 self._answered_s = time.monotonic()
+                self._silent_ticks = 0
+
+    def _have_the_last_word(self) -> None:
+        """End this process if its main thread hangs in a call to a cluster that has died, before Ray does it."""
+        while not self._stop.wait(1.0):
+            self._silent_ticks += 1
+            if self._silent_ticks > _LAST_S:
+                print(f"Error: {self.dead()} {_RUN_AGAIN}", file=sys.stderr, flush=True)
+                os._exit(1)
 
 
 class RayEngine:
@@ -276,7 +290,7 @@ class RayEngine:
         assert self._watch is not None, "start first"
         dead = self._watch.dead()
         if dead:
-            raise WorkersLost(f"{dead} What was committed stays; run the command again.")
+            raise WorkersLost(f"{dead} {_RUN_AGAIN}")
 
     def _note_death(self, group: tuple[ShardTask, ...], attempts: Counter[int], why: str) -> list[ShardTask]:
         """Count and tell that a worker died on a group; those of its shards that may be tried again."""

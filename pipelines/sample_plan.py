@@ -22,6 +22,8 @@ from .resample import resampled_length
 
 STRATIFY = ("source", "speaker", "language", "format", "channel", "sample_rate", "num_channels")
 _SPREAD = 8  # segments are chosen with up to this many times the frames that are kept, so that these come from many
+_PRUNE_EVERY = 1 << 16  # segments
+_CANDIDATE = np.dtype([("number", "f8"), ("frames", "i8"), ("shard", "i8")])
 _COLUMNS = ("id", "speaker", "error", "num_samples", "sample_rate")
 
 
@@ -93,22 +95,24 @@ def plan_sample(
             f"--stratify {column!r}: expected a column of the corpus: {', '.join(STRATIFY)}."
             f"{did_you_mean(column, STRATIFY)}"
         )
-    found: dict[str, list[tuple[float, int, int]]] = {}
+    found: dict[str, _Candidates] = {}
     columns: list[str] = [*_COLUMNS, *({column} - set(_COLUMNS) if column else ())]
     for shard in corpus.files:
+        of_shard: dict[str, list[tuple[float, int]]] = {}
         for row in read_parquet(root, corpus.path(shard), schema=CORPUS_SCHEMA, columns=columns).to_pylist():
             if row["error"] is None and row["speaker"] not in leave_out:
                 frames = num_frames(resampled_length(row["num_samples"], row["sample_rate"], spec.sample_rate), spec)
                 value = "" if column is None or row[column] is None else str(row[column])
-                found.setdefault(value, []).append((_number(seed, row["id"]), frames, shard))
+                of_shard.setdefault(value, []).append((_number(seed, row["id"]), frames))
+        for value, segments in of_shard.items():
+            found.setdefault(value, _Candidates(_SPREAD * budget_frames)).add(segments, shard)
     values = sorted(found)
-    there = [sum(frames for _, frames, _ in found[value]) for value in values]
-    quotas = equal_shares(there, budget_frames)
+    quotas = equal_shares([found[value].num_frames for value in values], budget_frames)
+    all_of_it = sum(found[value].num_frames for value in values) <= budget_frames
     strata = {
-        value: _stratum(found[value], num_frames=num, quota=quota, all_of_it=sum(there) <= budget_frames)
-        for value, num, quota in zip(values, there, quotas, strict=True)
+        value: found[value].stratum(quota, all_of_it=all_of_it) for value, quota in zip(values, quotas, strict=True)
     }
-    shards = {shard for value in values for number, _, shard in found[value] if number <= strata[value].last}
+    shards = {shard for value in values for shard in found[value].shards(strata[value].last)}
     return SamplePlan(
         seed=seed,
         column=column,
@@ -131,14 +135,45 @@ def equal_shares(there: Sequence[int], budget: int) -> list[int]:
     return shares
 
 
-def _stratum(found: list[tuple[float, int, int]], *, num_frames: int, quota: int, all_of_it: bool) -> Stratum:
-    """Segments from the lowest number on until they hold `_SPREAD` quotas of frames."""
-    covered, last = 0, -1.0
-    for number, frames, _ in sorted(found):
-        if not all_of_it and covered >= _SPREAD * quota:
-            break
-        covered, last = covered + frames, number
-    return Stratum(num_frames, quota, covered, last)
+class _Candidates:
+    """Segments of a stratum that may be chosen: those with the lowest numbers, as many as hold `most` frames.
+
+    So memory does not grow with the corpus. Of each its number, its frames and its shard.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.num_frames = 0  # of all segments
+        self._most = most
+        self._new: list[NDArray[np.void]] = []
+        self._num_new = 0
+        self._kept = np.empty(0, dtype=_CANDIDATE)
+
+    def add(self, segments: Sequence[tuple[float, int]], shard: int) -> None:
+        self.num_frames += sum(frames for _, frames in segments)
+        self._new.append(np.array([(number, frames, shard) for number, frames in segments], dtype=_CANDIDATE))
+        self._num_new += len(segments)
+        if self._num_new > max(_PRUNE_EVERY, len(self._kept)):
+            self._prune()
+
+    def stratum(self, quota: int, *, all_of_it: bool) -> Stratum:
+        """Segments from the lowest number on until they hold `_SPREAD` quotas of frames."""
+        self._prune()
+        covered_M = np.cumsum(self._kept["frames"])
+        num = len(covered_M) if all_of_it else int(np.searchsorted(covered_M, _SPREAD * quota)) + 1
+        num = min(num, len(covered_M)) if quota or all_of_it else 0
+        if not num:
+            return Stratum(self.num_frames, quota, 0, -1.0)
+        return Stratum(self.num_frames, quota, int(covered_M[num - 1]), float(self._kept["number"][num - 1]))
+
+    def shards(self, last: float) -> list[int]:
+        """Those of the segments whose number is up to `last`."""
+        return np.unique(self._kept["shard"][self._kept["number"] <= last]).tolist()
+
+    def _prune(self) -> None:
+        every = np.sort(np.concatenate([self._kept, *self._new]), order=("number", "frames", "shard"))
+        self._new, self._num_new = [], 0
+        before_M = np.cumsum(every["frames"]) - every["frames"]
+        self._kept = every[before_M < self._most].copy()
 
 
 def _digest(seed: int, row_id: str) -> int:

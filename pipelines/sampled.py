@@ -21,11 +21,15 @@ from .sample_plan import SamplePlan
 _REPORT = re.compile(r"shard-\d{6,}\.json")
 
 
+class SampleGone(RunFailed):
+    """Files of a sample were removed while they were needed."""
+
+
 class Sampled:
     """The frames that a plan keeps, of the shards whose samples lie in a folder of the root."""
 
     def __init__(self, root: Root, folder: str, plan: SamplePlan) -> None:
-        """Read what each shard has. Raises `RunFailed` if a sample is not there."""
+        """Read what each shard has. Raises `SampleGone` if a sample is not there."""
         self._root = root
         self._folder = folder
         self.reports = [SampleReport.from_bytes(self._read(report_file(shard))) for shard in plan.shards]
@@ -84,7 +88,7 @@ class Sampled:
         try:
             return self._root.read_bytes(f"{self._folder}/{name}")
         except FileNotFoundError as error:
-            raise RunFailed(
+            raise SampleGone(
                 f"{self._root.join(self._folder)}/{name} has gone while it was needed: another fit of the same sample "
                 "has ended, or a vacuum was run. Run the command again."
             ) from error

@@ -215,8 +215,8 @@ def test_a_codebook_is_whole_or_not_there_wherever_its_fit_is_disturbed(
         options = ("--name", "second", "--size", "8", "--budget", "1MB", "--replace")
         return zygote().start("codebook", "fit", root.uri, "mfcc-kmeans", *options, env=failpoints_env(failpoints))
 
-    # a store is first tried with an object of no bytes
-    disturb(fitting, failpoint if place == "disk" else f"{failpoint}@2", action)
+    # three shards' frames, index and report come first; and a store is tried with an object of no bytes
+    disturb(fitting, f"{failpoint}@{9 + 1 + (place == 'store')}", action)
     found = root.read_bytes(relative) if root.exists(relative) else None
     status, _, said = finish(fitting())
     assert status == 0, said
@@ -225,6 +225,28 @@ def test_a_codebook_is_whole_or_not_there_wherever_its_fit_is_disturbed(
     assert found in (None, written)
     assert (found is None) == (failpoint != "after-write" and action != "stop")
     tally("matrix", cells=1, **{f"cells_{place}": 1})
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("hit", [1, 2, 3, 5])
+def test_a_fit_disturbed_while_it_samples_is_finished_by_the_same_command(
+    hit: int, action: str, on_disk: Small
+) -> None:
+    """One that stands still goes on when another has ended and removed the sample: neither may leave a torn one."""
+    tally("matrix", tried=1)
+    root = on_disk.root()
+
+    def fitting(failpoints: str = "") -> Driver:
+        options = ("--name", f"n{time.monotonic_ns()}", "--size", "8", "--budget", "1MB")
+        return zygote().start("codebook", "fit", root.uri, "mfcc-kmeans", *options, env=failpoints_env(failpoints))
+
+    disturb(fitting, f"after-write@{hit}", action)
+    status, _, said = finish(fitting())
+    assert status == 0, said
+    fitted = {root.read_bytes(f"codebooks/{name}") for name in root.list("codebooks") if name.startswith("n")}
+    assert len({Codebook.from_bytes(content, name="n").sha256 for content in fitted}) == 1
+    assert not root.list("tmp")
+    tally("matrix", cells=1, cells_disk=1)
 
 
 @pytest.mark.parametrize(("place", "failpoint", "action"), cells(FILES))

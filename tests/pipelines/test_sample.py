@@ -12,8 +12,9 @@ from audio_at import read_rows
 from numpy.typing import NDArray
 from wavemill.jobs.corpus import build_corpus
 from wavemill.pipelines.policy import CorpusPolicy
+from wavemill.pipelines.resample import resampled_length
 from wavemill.pipelines.sample import SampleWork
-from wavemill.pipelines.sample_plan import equal_shares, plan_sample
+from wavemill.pipelines.sample_plan import _number, equal_shares, plan_sample
 from wavemill.pipelines.sampled import Sampled
 from wavemill.pipelines.tokenize import ShardTask, Work
 from wavemill.storage.codes import open_corpus
@@ -21,6 +22,7 @@ from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA
 from wavemill.tokenizers.registry import load_features
+from wavemill.tokenizers.spec import num_frames
 from wavemill.tokenizers.tokenizer import Features, TokenizerConfig
 
 FRAME_BYTES = 4 * 39
@@ -150,6 +152,36 @@ def test_a_small_budget_still_hears_many_segments(small_root: Path, features: Fe
     num_frames = len(every_frame(small_root, features))
     sampled, _ = take(small_root, features, tmp_path, budget_bytes=num_frames * FRAME_BYTES // 10)
     assert sampled.num_segments >= 12
+
+
+@pytest.mark.parametrize("budget", [1, 200, 5_000, 10**6])
+@pytest.mark.parametrize("prune_every", [0, 3, 50])
+def test_planning_in_bounded_memory_chooses_what_sorting_all_segments_would(
+    budget: int, prune_every: int, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _build(tmp_path / "root", samples, shard_hours=0.003)
+    root = Root(tmp_path / "root")
+    corpus, spec = open_corpus(root), load_features(TokenizerConfig(tokenizer="mfcc-kmeans")).spec
+    monkeypatch.setattr("wavemill.pipelines.sample_plan._PRUNE_EVERY", prune_every)
+    plan = plan_sample(root, corpus, spec, budget_frames=budget, seed=5, column="speaker")
+    rows = [
+        row
+        for shard in corpus.files
+        for row in read_parquet(root, corpus.path(shard), schema=CORPUS_SCHEMA).to_pylist()
+    ]
+    for value, stratum in plan.strata.items():
+        mine = [row for row in rows if row["error"] is None and plan.value_of(row) == value]
+        frames = {
+            row["id"]: num_frames(resampled_length(row["num_samples"], row["sample_rate"], 16_000), spec)
+            for row in mine
+        }
+        assert stratum.num_frames == sum(frames.values())
+        covered, last = 0, -1.0
+        for row in sorted(mine, key=lambda row: _number(5, row["id"])):
+            if covered < 8 * stratum.quota or budget == 10**6:
+                covered, last = covered + frames[row["id"]], _number(5, row["id"])
+        assert (stratum.covered, stratum.last) == (covered, last)
+    assert set(plan.shards) == {row["shard"] for row in rows if plan.chooses(row)}
 
 
 def test_a_budget_below_one_frame_gives_at_most_one(small_root: Path, features: Features, tmp_path: Path) -> None:
