@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/ready
 
-.PHONY: help setup demo test test-all test-faults test-hostile test-published oracles lint peers bench-main bench-encode bench-exactness bench-padding bench-kmeans bench-loader bench-storage bench-rvq bench-dac-rvq bench-assign bench-gpu-rvq pictures docs samples clean
+.PHONY: help setup demo test test-all test-faults test-hostile test-published oracles lint peers bench-main bench-encode bench-exactness bench-padding bench-kmeans bench-loader bench-storage bench-rvq bench-dac-rvq bench-assign bench-gpu-rvq bench-lyra pictures docs samples clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (PyTorch is large: one to five minutes) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group dev -e '.[cpu,models,plots,vad]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group dev -e '.[cpu,lyra,models,plots,vad]'
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## tokenize the speech that ships with wavemill, read it back, play it back (dataset in demo/)
@@ -38,7 +38,7 @@ test-hostile: $(STAMP)  ## offer wavemill everything hostile that we know of, th
 test-published: $(STAMP)  ## tokenizers at published sizes, and against the original implementations where `make oracles` ran
 	@$(BIN)/python -m pytest -m 'published or oracles' --timeout 3600 -s tests/tokenizers tests/contract
 
-oracles: .venv-oracles/ready  ## make .venv-oracles with the original DAC and EnCodec (5 GB), for make test-published
+oracles: .venv-oracles/ready  ## make .venv-oracles with the original DAC, EnCodec, SpeechTokenizer and SNAC (5 GB), for make test-published
 
 .venv-oracles/ready: infra/oracles/requirements.txt
 	@test -x .venv-oracles/bin/python || $(PYTHON) -m venv .venv-oracles
@@ -92,6 +92,9 @@ bench-assign: .venv-peers/ready  ## k-means ids of features, against fairseq's f
 
 bench-gpu-rvq: $(STAMP)  ## residual search and k-means ids on a CUDA device, against transformers' EnCodec and fairseq's formula
 	@$(BIN)/python infra/bench/gpu_rvq.py
+
+bench-lyra: $(STAMP)  ## STOI and log-mel distance of Lyra's sound by bit rate; WEIGHTS=FOLDER with its three files, CORPUS
+	@$(BIN)/python infra/bench/lyra_quality.py $(WEIGHTS) $(if $(CORPUS),--corpus $(CORPUS))
 
 pictures: $(STAMP)  ## make the picture of the README again
 	@$(BIN)/wavemill demo --to demo

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..tokenizers.tokenizer import TokenizerConfig
 
 
-_STREAM_KEYS = ("weights", "revision", "layer", "num_codebooks", "mode")
+_STREAM_KEYS = ("weights", "revision", "layer", "num_codebooks", "mode", "output", "reduce", "of")
 _NEXT_KEY = re.compile(r",(?=[A-Za-z_]+=)")  # a comma within a folder's name is none
 _EXPECTED_STREAM = "expected NAME=TOKENIZER or NAME=TOKENIZER:CODEBOOK, then ,KEY=VALUE if need be."
 
@@ -31,10 +31,11 @@ def parse_streams(arguments: list[str] | None, *, local_files_only: bool = False
             raise UserError(f"--stream {argument!r}: {_EXPECTED_STREAM}")
         require_stream_name(name)
         values = _stream_values(settings, argument)
+        of = values.pop("of", None)
         config = tokenizer_config(
             tokenizer, **values, local_files_only=local_files_only, where=f"--stream {argument!r}"
         )
-        streams.append(StreamConfig(name=name, tokenizer=config, codebook=codebook or None))
+        streams.append(StreamConfig(name=name, tokenizer=config, codebook=codebook or None, of=of))
     names = [stream.name for stream in streams]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -72,16 +73,21 @@ def tokenizer_config(
     layer: int | None = None,
     num_codebooks: int | None = None,
     mode: str = "exact",
+    output: str | None = None,
+    reduce: str | None = None,
     local_files_only: bool = False,
     where: str = "",
 ) -> "TokenizerConfig":
     """What options ask of a tokenizer. `where` is what a mistake in the mode begins with."""
-    from ..tokenizers.tokenizer import Mode, TokenizerConfig
+    from ..tokenizers.tokenizer import Mode, Output, TokenizerConfig
 
-    modes = [each.value for each in Mode]
-    if mode not in modes:
-        begin = f"{where}: there" if where else "There"
-        raise UserError(f"{begin} is no mode {mode!r}; there are: {', '.join(modes)}.{did_you_mean(mode, modes)}")
+    for key, value, kind in (("mode", mode, Mode), ("output", output, Output)):
+        there = [each.value for each in kind]
+        if value is not None and value not in there:
+            begin = f"{where}: there" if where else "There"
+            raise UserError(
+                f"{begin} is no {key} {value!r}; there are: {', '.join(there)}.{did_you_mean(value, there)}"
+            )
     return TokenizerConfig(
         tokenizer=tokenizer,
         weights=None if weights is None else place_of_weights(weights),
@@ -90,7 +96,15 @@ def tokenizer_config(
         layer=layer,
         num_codebooks=num_codebooks,
         mode=Mode(mode),
+        output=None if output is None else Output(output),
+        reduce=None if reduce is None else _place_of_guide(reduce),
     )
+
+
+def _place_of_guide(reduce: str) -> str:
+    """A reduction with the place of its model's weights as `place_of_weights` gives it."""
+    way, _, weights = reduce.partition(":")
+    return f"{way}:{place_of_weights(weights)}" if way == "ctc" and weights else reduce
 
 
 def place_of_weights(weights: str) -> str:

@@ -17,6 +17,7 @@ from . import (
     commands_setup,
     commands_tokenizers,
     commands_tokens,
+    commands_units,
 )
 from .console import app, fail, say
 from .interrupts import Interrupted, handle_interrupts
@@ -28,6 +29,7 @@ COMMANDS = (
     commands_codebook,
     commands_tokenizers,
     commands_tokens,
+    commands_units,
     commands_look,
     commands_pins,
 )

@@ -18,7 +18,7 @@ from ..pipelines.centroids import export_bytes, read_centroids
 from ..pipelines.named import require_named
 from ..pipelines.sample import SampleReport
 from ..pipelines.sample_plan import SamplePlan, plan_sample
-from ..pipelines.sampled import SampleGone, Sampled
+from ..pipelines.sampled import Sampled, SampleGone
 from ..pipelines.streams import CODEBOOKS, read_codebook
 from ..pipelines.tokenize import Work
 from ..storage.codes import open_corpus

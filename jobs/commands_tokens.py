@@ -27,8 +27,9 @@ def tokenize(
         list[str] | None,
         typer.Option(
             metavar="NAME=TOKENIZER[:CODEBOOK][,KEY=VALUE...]",
-            help="A stream to make. May be repeated. Keys: weights, revision, layer, num_codebooks, mode. "
-            "Default: semantic=mfcc-kmeans and acoustic=mel-rvq. `wavemill tokenizers` lists tokenizers.",
+            help="A stream to make. May be repeated. Keys: weights, revision, layer, num_codebooks, mode, "
+            "output, reduce, of. Default: semantic=mfcc-kmeans and acoustic=mel-rvq. `wavemill tokenizers` lists "
+            "tokenizers.",
         ),
     ] = None,
     engine: Annotated[str, typer.Option(help="ray or inline (this process).")] = "ray",

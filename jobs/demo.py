@@ -148,10 +148,10 @@ def _distances(root: Root, corpus: Snapshot, rows: list[Row]) -> dict[int, float
     tokenizer = open_stream_tokenizer(root, "acoustic", open_stream(root, "acoustic"), corpus)
     totals: dict[int, float] = dict.fromkeys((1, 2, 4, 8), 0.0)
     with open_reader(root, corpus.metadata) as reader:
-        heard = list(reader.read(rows, [features.spec.sample_rate]))
+        heard = list(reader.read(rows, [features.spec.sound]))
     for waveforms in heard:
         assert not isinstance(waveforms, AudioError), "they were tokenized"
-        original_N = waveforms[features.spec.sample_rate]
+        original_N = waveforms[features.spec.sound]
         codes_KT = tokenizer.encode(original_N)
         for num_codebooks in totals:
             decoded_N = tokenizer.decode(codes_KT[:num_codebooks])[: original_N.shape[0]]

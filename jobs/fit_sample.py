@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager, suppress
 
 from ..pipelines.sample import Layers, SampleReport, SampleWork
 from ..pipelines.sample_plan import SamplePlan
-from ..pipelines.sampled import SampleGone, Sampled, sampled_before
+from ..pipelines.sampled import Sampled, SampleGone, sampled_before
 from ..pipelines.streams import full_fingerprint, without_revision
 from ..pipelines.tokenize import ShardTask, Work
 from ..storage.failpoints import failpoint

@@ -50,7 +50,11 @@ def draw_segment(segment: Segment, sound_N: NDArray[np.float32], path: str) -> N
                 Panel(0.3, lambda axes, tier=tier, labels=labels: _draw_labels(axes, tier, labels, row["sample_rate"]))
             )
     for stream in streams:
-        if stream.codes_KT is not None and stream.spec.num_codebooks == 1:
+        if stream.codes_KT is not None and not stream.spec.bits_per_second:
+            panels.append(Panel(0.3, lambda axes, stream=stream: _draw_told(axes, stream)))
+        elif stream.frames_TD is not None:
+            panels.append(Panel(1.7, lambda axes, stream=stream: _draw_frames(axes, stream)))
+        elif stream.codes_KT is not None and stream.spec.num_codebooks == 1:
             panels.append(Panel(0.3, lambda axes, stream=stream: _draw_runs(axes, stream)))
             panels.append(Panel(1.7, lambda axes, stream=stream: _draw_numbers(axes, stream)))
         elif stream.codes_KT is not None:
@@ -60,7 +64,7 @@ def draw_segment(segment: Segment, sound_N: NDArray[np.float32], path: str) -> N
             panels.append(Panel(0.3, lambda axes, stream=stream: _draw_missing(axes, stream)))
     with style():
         figure, every = page(panels, top=1.0, bottom=0.55)
-        ends_s = [float(stream.frame_edges_s()[-1]) for stream in streams]
+        ends_s = [float(stream.frame_edges_s()[-1]) for stream in streams if stream.spec.bits_per_second]
         end_s = shown_s if longer else max(shown_s, *ends_s, 0)
         for axes in every:
             axes.set_xlim(0, end_s or 1)
@@ -185,6 +189,29 @@ def _draw_codebooks(axes: "Axes", stream: StreamCodes) -> None:
         stream.name,
         f"{picture_text(stream.spec.tokenizer, 26)},\n{_per_second(stream)},\ndark 0, bright {size - 1:,}",
     )
+
+
+def _draw_frames(axes: "Axes", stream: StreamCodes) -> None:
+    """Numbers `[T, D]`, each dimension by its own deviations from its mean."""
+    assert stream.frames_TD is not None
+    frames_TD = stream.frames_TD.astype(np.float32)
+    if len(frames_TD):
+        deviations_TD = (frames_TD - frames_TD.mean(axis=0)) / (frames_TD.std(axis=0) + 1e-6)
+        extent = (0.0, float(stream.frame_edges_s()[-1]), frames_TD.shape[1] - 0.5, -0.5)
+        axes.imshow(
+            deviations_TD.T, aspect="auto", extent=extent, cmap="RdBu", vmin=-3, vmax=3, interpolation="nearest"
+        )
+    _name(axes, stream.name, f"{stream.spec.dim} numbers")
+
+
+def _draw_told(axes: "Axes", stream: StreamCodes) -> None:
+    """What has no clock, in words."""
+    assert stream.codes_KT is not None
+    axes.set_yticks([])
+    what = f"{stream.spec.dim} numbers each" if stream.spec.dim else f"of {stream.spec.codebook_size:,}"
+    text = axes.text(0.005, 0.5, "", transform=axes.transAxes, va="center", fontsize=9, color=QUIET)
+    outside_text(text, stream.text or f"{stream.codes_KT.shape[1]:,} tokens, {what}", 180)
+    _name(axes, stream.name)
 
 
 def _draw_missing(axes: "Axes", stream: StreamCodes) -> None:

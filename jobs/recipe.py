@@ -109,6 +109,12 @@ def _weights(value: str, info: ValidationInfo) -> str:
     return os.path.abspath(place) if os.path.isdir(place) else value
 
 
+def _reduction(value: str, info: ValidationInfo) -> str:
+    """A reduction whose weights, if it has any, are placed as those of a tokenizer."""
+    way, colon, weights = value.partition(":")
+    return f"{way}:{_weights(weights, info)}" if way == "ctc" and colon else value
+
+
 def _source(value: Any, info: ValidationInfo) -> Any:
     """`[NAME=]PATH` as the keys of a source; what is no text is left to the model."""
     if not isinstance(value, str):
@@ -124,6 +130,7 @@ LocalPath = Annotated[str, AfterValidator(_local)]  # or a store's URI
 LocalFile = Annotated[str, AfterValidator(_local), AfterValidator(_on_this_machine)]
 StreamName = Annotated[str, AfterValidator(_stream_name)]
 WeightsPlace = Annotated[str, AfterValidator(_weights)]
+ReductionPlace = Annotated[str, AfterValidator(_reduction)]
 
 _TOKENIZER = "a name that `wavemill tokenizers` lists"
 _WEIGHTS = "a folder in Hugging Face layout or a hub id; null: the published ones"
@@ -250,6 +257,19 @@ class Corpus(Section):
         )
 
 
+_OF_FITTING = (
+    "size",
+    "num_codebooks",
+    "groups",
+    "spherical",
+    "refine",
+    "stratify",
+    "budget",
+    "seed",
+    "leave_out_speakers",
+)
+
+
 class Codebook(Section):
     tokenizer: str = Field(description=_TOKENIZER)
     name: StreamName | None = Field(default=None, description="null: the tokenizer's")
@@ -263,6 +283,10 @@ class Codebook(Section):
     num_codebooks: int | None = Field(
         default=None, ge=1, le=64, description="residual codebooks; null: the tokenizer's own"
     )
+    groups: int = Field(default=1, ge=1, le=64, description="parts that frames are cut into, each with its codebooks")
+    spherical: bool = Field(default=False, description="centroids of directions, for one codebook")
+    refine: bool = Field(default=False, description="fit residual codebooks jointly where that lowers the error")
+    stratify: str | None = Field(default=None, description="a corpus column whose values get equal shares")
     budget: Annotated[str, AfterValidator(_budget)] = Field(
         default="64MB", description="bytes of sampled frames to fit on"
     )
@@ -271,7 +295,7 @@ class Codebook(Section):
 
     @model_validator(mode="after")
     def _fitted_or_from_a_file(self) -> Self:
-        for key in ("size", "num_codebooks", "budget", "seed", "leave_out_speakers"):
+        for key in _OF_FITTING:
             if self.file is not None and getattr(self, key) != type(self).model_fields[key].default:
                 raise Mistake("centroids from a file are as they are; take this key away, or file.", key)
         return self
@@ -291,6 +315,13 @@ class Stream(Section):
         default=None, ge=1, description="of codecs, the first so many; null: as published"
     )
     mode: Literal["exact", "fast"] = Field(default="exact", description="exact (float32), or fast (bfloat16)")
+    output: Literal["codes", "features", "embedding"] | None = Field(
+        default=None, description="of features: codes, features or embedding; null: the tokenizer's own"
+    )
+    reduce: ReductionPlace | None = Field(
+        default=None, description="of features kept as they are: stack:4, stride:2, mean:8 or ctc:WEIGHTS"
+    )
+    of: str | None = Field(default=None, description="of derived tokens: the stream that they are made of")
 
 
 class Tokenize(Section):

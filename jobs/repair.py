@@ -4,8 +4,15 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
+from ..pipelines.derived import read_sources
 from ..pipelines.named import require_named
-from ..pipelines.streams import full_fingerprint, require_same_corpus, require_same_fingerprint, stream_config
+from ..pipelines.streams import (
+    full_fingerprint,
+    require_same_corpus,
+    require_same_fingerprint,
+    sources_first,
+    stream_config,
+)
 from ..pipelines.tokenize import ShardReport, ShardTask
 from ..storage.codes import list_streams, open_corpus, open_stream, read_codes, stream_folder
 from ..storage.drivers import SoleDriver
@@ -32,9 +39,13 @@ class Damage:
     erroneous: set[tuple[int, str]] = field(default_factory=set)  # with errors that are to be tried again
     problems: list[str] = field(default_factory=list)  # that a repair cannot mend
 
-    def tasks(self) -> list[ShardTask]:
+    def tasks(self, *, derived: bool = False) -> list[ShardTask]:
+        """What is to be made again; with `derived`, also what is made of that."""
+        wanted = self.damaged | self.erroneous
+        for stream in sources_first([stream_config(*each) for each in self.streams.items()]) if derived else ():
+            wanted |= {(shard, stream.name) for shard, name in wanted if name == stream.of}
         by_shard: dict[int, list[str]] = {}
-        for shard, name in sorted(self.damaged | self.erroneous):
+        for shard, name in sorted(wanted):
             by_shard.setdefault(shard, []).append(name)
         return [ShardTask(shard=shard, streams=tuple(names)) for shard, names in by_shard.items()]
 
@@ -112,24 +123,28 @@ def mend(
 ) -> Repaired:
     """Make again what is damaged, and what had errors.
 
-    A damaged file whose codes come out otherwise than they were is left as it is and told, unless `accept`. Raises what
-    `tokenize` raises.
+    A damaged file whose codes come out otherwise than they were is left as it is and told, unless `accept`: then what
+    other streams made of it is made again, too. Raises what `tokenize` raises.
     """
     corpus, snapshots = found.corpus, found.streams
     require_named(root, corpus, "source", options.source_roots, flag="--source")
     repaired = Repaired(found.files, len(found.damaged), problems=list(found.problems))
-    tasks = found.tasks()
+    tasks = found.tasks(derived=accept)
     if not tasks:
         return repaired
     names = sorted({name for task in tasks for name in task.streams})
     on_start(sum(corpus.files[task.shard].num_rows for task in tasks))
-    streams = [
-        stream_config(name, snapshots[name], weights=(weights or {}).get(name), local_files_only=local_files_only)
-        for name in names
-    ]
+    streams = sources_first(
+        [
+            stream_config(name, snapshots[name], weights=(weights or {}).get(name), local_files_only=local_files_only)
+            for name in names
+        ]
+    )
+    lacking = {name: {task.shard for task in tasks if name in task.streams} for name in names}
+    sources = read_sources(root, corpus, streams, snapshots, lacking)
     root.require_writable()
     with SoleDriver(root, [stream_folder(name) for name in names], on_warning=on_warning), closing(engine()) as running:
-        about = running.start(options.work(root, corpus, streams), len(tasks))
+        about = running.start(options.work(root, corpus, streams, sources, tasks), len(tasks))
         for name, fingerprint in about.fingerprints.items():
             require_same_fingerprint(root, name, snapshots[name], full_fingerprint(fingerprint, corpus))
         other: dict[str, list[Receipt]] = {}

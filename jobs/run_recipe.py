@@ -8,14 +8,14 @@ from typing import Any
 
 from ..pipelines.centroids import read_centroids
 from ..pipelines.decoder import DecoderSettings
-from ..pipelines.streams import CODEBOOKS, StreamConfig, describe_stream
+from ..pipelines.streams import CODEBOOKS, StreamConfig, describe_stream, sources_first
 from ..storage.codes import open_corpus, open_stream
 from ..storage.root import Root
 from ..storage.table import Snapshot, read_snapshot
 from ..tokenizers.codebook import Codebook as StoredCodebook
-from ..tokenizers.registry import FITTED_ON, describe, describe_features, require_tokenizer
+from ..tokenizers.registry import FITTED_ON, describe, describe_features, require_tokenizer, takes_codebook
 from ..tokenizers.spec import UserError
-from ..tokenizers.tokenizer import Description, Mode, TokenizerConfig
+from ..tokenizers.tokenizer import Description, Mode, Output, TokenizerConfig
 from .arguments import parse_bytes, require_device
 from .codebook import FitOptions
 from .console import plain, say
@@ -116,12 +116,17 @@ def require_ready(recipe: Recipe, root: Root) -> None:
             _require_same_fit(root, codebook, header, described)
         elif codebook.file is not None:
             read_centroids(codebook.file, described)
-    for stream in streams_of(recipe):
+    for stream in sources_first(streams_of(recipe)):
         _require_stream_ready(recipe, root, stream, codebooks)
 
 
 def _require_stream_ready(recipe: Recipe, root: Root, stream: StreamConfig, codebooks: dict[str, Codebook]) -> None:
     """Raise `UserError` for a stream whose tokenizer cannot be had, or whose codebook is missing or not its own."""
+    if require_tokenizer(stream.tokenizer.tokenizer).takes != "audio":
+        made_later = {name for name in codebooks if _header(root, name) is None}
+        with _told_of(f"streams.{stream.name}"):
+            describe_stream(root, stream, streams_of(recipe), made_later=made_later)
+        return
     book, header = stream.codebook_name, None
     if book is not None:
         header = _header(root, book)
@@ -129,7 +134,7 @@ def _require_stream_ready(recipe: Recipe, root: Root, stream: StreamConfig, code
         _require_made_for(stream, stream.tokenizer.tokenizer, str(header.get("tokenizer")))
     with _told_of(f"streams.{stream.name}"):
         described = describe(stream.tokenizer)
-        if header is not None or not require_tokenizer(stream.tokenizer.tokenizer).needs_codebook:
+        if header is not None or stream.codebook_name is None:
             describe_stream(root, stream)
             return
     assert book is not None, "a tokenizer that needs a codebook names one"
@@ -182,7 +187,8 @@ def plan(recipe: Recipe) -> list[str]:
         done = len(snapshot.files) if snapshot else 0
         of = f"; {done:,} of {len(corpus.files):,} shards are done" if corpus else ""
         book = f", with codebook {stream.codebook_name}" if stream.codebook_name else ""
-        words = f"{stream.tokenizer.tokenizer}{words_of(stream.tokenizer)}, mode {stream.tokenizer.mode}{book}"
+        made_of = f" of {stream.of}" if stream.of else ""
+        words = f"{stream.tokenizer.tokenizer}{made_of}{words_of(stream.tokenizer)}, mode {stream.tokenizer.mode}{book}"
         lines.append(f"stream {stream.name}: {words}{of}")
     asked = recipe.tokenize
     where = f"Ray at {asked.address}" if asked.address and asked.engine == "ray" else f"engine {asked.engine}"
@@ -210,8 +216,11 @@ def streams_of(recipe: Recipe) -> list[StreamConfig]:
                 layer=stream.layer,
                 num_codebooks=stream.num_codebooks,
                 mode=Mode(stream.mode),
+                output=None if stream.output is None else Output(stream.output),
+                reduce=stream.reduce,
             ),
             codebook=stream.codebook,
+            of=stream.of,
         )
         for name, stream in recipe.streams.items()
     ]
@@ -222,12 +231,13 @@ def codebooks_of(recipe: Recipe) -> list[Codebook]:
     if "codebooks" in recipe.model_fields_set:
         return recipe.codebooks
     needed: dict[str, Codebook] = {}
-    for stream in recipe.streams.values():
-        if stream.codebook is None and require_tokenizer(stream.tokenizer).needs_codebook:
+    for stream in streams_of(recipe):
+        config = stream.tokenizer
+        if stream.codebook is None and takes_codebook(config):
             needed.setdefault(
-                stream.tokenizer,
+                config.tokenizer,
                 Codebook(
-                    tokenizer=stream.tokenizer, weights=stream.weights, revision=stream.revision, layer=stream.layer
+                    tokenizer=config.tokenizer, weights=config.weights, revision=config.revision, layer=config.layer
                 ),
             )
     return list(needed.values())
@@ -265,17 +275,25 @@ def _require_same_fit(root: Root, codebook: Codebook, header: dict[str, Any], de
         "file": ("imported_from", codebook.file and os.path.basename(codebook.file)),
         "size": ("size", codebook.size),
         "num_codebooks": ("num_codebooks", codebook.num_codebooks),
+        "groups": ("groups", codebook.groups),
+        "spherical": ("spherical", codebook.spherical),
+        "refine": ("refine", codebook.refine),
+        "stratify": ("stratify", codebook.stratify),
         "budget": ("budget_bytes", parse_bytes(codebook.budget)),
         "seed": ("seed", codebook.seed),
         "leave_out_speakers": ("speakers_left_out", sorted(codebook.leave_out_speakers)),
     }
     for key, (in_header, value) in asked.items():
-        theirs = header.get(in_header)
+        theirs = header.get(in_header, _PLAIN.get(in_header))
+        theirs = theirs["column"] if in_header == "stratify" and theirs else theirs
         if key in codebook.model_fields_set and value is not None and theirs != value:
             raise UserError(
                 f"The codebook {codebook.codebook_name!r} in {root} was made with {key} {_short(theirs)}, the recipe "
                 f"says {_short(value)}. It is kept: give the new one another name, or take {key} out of the recipe."
             )
+
+
+_PLAIN = {"groups": 1, "spherical": False, "refine": False}  # what a header that does not say has
 
 
 def _short(value: Any) -> str:
@@ -296,6 +314,10 @@ def _make(root: Root, codebook: Codebook, recipe: Recipe) -> dict[str, Any]:
         name=name,
         size=codebook.size,
         num_codebooks=codebook.num_codebooks,
+        groups=codebook.groups,
+        spherical=codebook.spherical,
+        refine=codebook.refine,
+        stratify=codebook.stratify,
         budget_bytes=parse_bytes(codebook.budget),
         seed=codebook.seed,
         leave_out_speakers=frozenset(codebook.leave_out_speakers),

@@ -48,10 +48,12 @@ def describe_entries(entries: Iterable["TokenizerEntry"]) -> list[dict[str, Any]
         {
             "name": entry.spec.tokenizer,
             "kind": entry.kind,
+            "takes": entry.takes,
             "about": entry.about,
             "frame_rate": exact_rate(entry.spec.frame_rate),
             "bits_per_second": entry.spec.bits_per_second,
             "needs_codebook": entry.needs_codebook,
+            "needs_units": entry.needs_units,
             "decodes": bool(entry.spec.decode_sample_rate),
             "last_frame": entry.last_frame,
             "long_audio": entry.long_audio,
@@ -91,7 +93,17 @@ def show_tokenizers(entries: list[dict[str, Any]]) -> None:
                     layers if kind == "semantic" else f"{spec['decode_sample_rate'] / 1000:g} kHz",
                 )
         Console().print(table)
-    table = _listing("published weights", ("name", "on the hub", "licence"))
+    table = _listing("tokenizers of texts and of other streams", ("name", "takes", "gives"))
+    for entry in entries:
+        if entry["kind"] in ("text", "derived"):
+            spec = entry["spec"]
+            codes = f"{spec['dim']:,} numbers" if spec.get("dim") else f"1 x {spec['codebook_size']:,} codes"
+            gives = [codes, *(part for part in ("durations", "text") if spec.get(part))]
+            if entry["takes"] == "codes" and not entry["needs_units"]:
+                gives[0] = "its source's codes"
+            table.add_row(entry["name"], entry["takes"], ", ".join(gives))
+    Console().print(table)
+    table = _listing("published weights", ("name", "where", "licence"))
     for entry in entries:
         if entry["weights"]:
             table.add_row(entry["name"], entry["weights"], entry["licence"])
@@ -148,7 +160,9 @@ def show_dataset(dataset: dict[str, Any]) -> None:
     for stream in dataset["streams"]:
         table.add_column(stream["stream"], justify="right")
     for title, figure in _STREAM_FIGURES.items():
-        table.add_row(title, *(figure(stream) for stream in dataset["streams"]))
+        figures = [figure(stream) for stream in dataset["streams"]]
+        if set(figures) != {"-"}:
+            table.add_row(title, *figures)
     Console().print(table)
     for stream in dataset["streams"]:
         if stream["errors"]:
@@ -163,13 +177,20 @@ def show_dataset(dataset: dict[str, Any]) -> None:
 
 _STREAM_FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "tokenizer": lambda stream: f"{stream['tokenizer']}@{stream['fingerprint']}",
-    "frames per second": lambda stream: stream["frame_rate"],
-    "codebooks": lambda stream: f"{stream['num_codebooks']} x {stream['codebook_size']:,}",
-    "hours": lambda stream: f"{stream['hours']:.2f}",
+    "frames per second": lambda stream: stream["frame_rate"] if stream["bits_per_second"] else "-",
+    "codebooks": lambda stream: (
+        f"{stream['num_codebooks']} x {stream['codebook_size']:,}" if stream["num_codebooks"] else "-"
+    ),
+    "numbers in a frame": lambda stream: f"{stream['dim']:,}" if stream["dim"] else "-",
+    "hours": lambda stream: "-" if stream["hours"] is None else f"{stream['hours']:.2f}",
     "used codes": lambda stream: _range([f"{book['used_codes']:,}" for book in stream["codebooks"]]),
     "entropy, bits per code": lambda stream: _range([f"{book['entropy_bits']:.2f}" for book in stream["codebooks"]]),
     "bits per second": lambda stream: f"{stream['bits_per_second']:,.0f}",
-    "entropy, bits per second": lambda stream: f"{stream['entropy_bits_per_second']:,.0f}",
+    "entropy, bits per second": lambda stream: (
+        f"{stream['entropy_bits_per_second']:,.0f}" if stream["num_codebooks"] else "-"
+    ),
+    "mean of each number": lambda stream: _extent(stream["mean"]),
+    "deviation of each number": lambda stream: _extent(stream["deviation"]),
     "bytes per code": lambda stream: f"{stream['bytes_per_code']:.2f}" if stream["bytes_per_code"] else "-",
     "errors": lambda stream: f"{stream['errors']:,}",
 }
@@ -186,11 +207,13 @@ def show_segment(segment: dict[str, Any]) -> None:
             print(f"{name:<{width}}  {_safe(str(value))}")
     for stream in segment["streams"]:
         about = f"{stream['num_codebooks']} x {stream['codebook_size']:,} codes, {stream['frame_rate']} frames a second"
+        if stream["dim"]:
+            about = f"frames of {stream['dim']:,} numbers"
         print(f"\n{stream['stream']}: {stream['tokenizer']}, {about}")
         if stream["first_codes"] is None:
             print(f"    no codes: {_safe(stream['missing'])}")
             continue
-        shown = len(stream["first_codes"][0])
+        shown = len(stream["first_codes"][0]) if stream["first_codes"] else 0
         print(f"    {stream['frames']:,} frames" + (f", the first {shown}:" if 0 < shown < stream["frames"] else ""))
         digits = len(str(stream["codebook_size"] - 1))
         for codes in stream["first_codes"]:
@@ -239,8 +262,15 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{_safe(str(name))} {count:,}" for name, count in counts.items()) or "-"
 
 
+def _extent(values: list[float] | None) -> str:
+    """The least of them and the largest."""
+    return "-" if values is None else f"{min(values):.3g} ... {max(values):.3g}"
+
+
 def _range(values: list[str]) -> str:
-    """The first codebook's value and the last's, or the one value they share."""
+    """The first codebook's value and the last's, or the one value they share; a dash without codebooks."""
+    if not values:
+        return "-"
     return values[0] if len(set(values)) == 1 else f"{values[0]} ... {values[-1]}"
 
 

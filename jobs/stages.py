@@ -174,6 +174,8 @@ def words_of(config: TokenizerConfig) -> str:
         return ""
     weights = config.weights or entry.weights
     revision = f" at revision {config.revision}" if config.revision else ""
+    if entry.kind == "text":
+        return f", {plain(weights)}{revision}"
     if entry.layer is not None:
         part = f"layer {entry.layer if config.layer is None else config.layer}"
     else:

@@ -5,12 +5,13 @@ The tables say what is done: a shard whose file a stream's table names. So runni
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..pipelines.decoder import DecoderSettings
+from ..pipelines.derived import read_sources
 from ..pipelines.named import require_named
 from ..pipelines.streams import (
     StreamConfig,
@@ -20,6 +21,7 @@ from ..pipelines.streams import (
     full_fingerprint,
     require_same_corpus,
     require_same_fingerprint,
+    sources_first,
     without_revision,
 )
 from ..pipelines.tokenize import ShardReport, ShardTask, Work, WorkerAbout
@@ -31,6 +33,7 @@ from ..storage.schema import stream_schema
 from ..storage.table import Snapshot, create_table, read_snapshot
 from ..storage.writer import TableWriter
 from ..tokenizers.ladder import BATCH_SECONDS
+from ..tokenizers.registry import require_tokenizer
 from ..tokenizers.spec import RunFailed, StreamSpec
 from ..tokenizers.tokenizer import Mode, fingerprint_hash
 from .engine import Engine, WorkersLost
@@ -58,8 +61,16 @@ class TokenizeOptions:
             return dict.fromkeys(Mode, self.batch_seconds)
         return BATCH_SECONDS if self.device.startswith("cuda") else None
 
-    def work(self, root: Root, corpus: Snapshot, streams: Sequence[StreamConfig]) -> Work:
-        """What workers are told."""
+    def work(
+        self,
+        root: Root,
+        corpus: Snapshot,
+        streams: Sequence[StreamConfig],
+        sources: Mapping[str, Snapshot],
+        tasks: Sequence[ShardTask],
+    ) -> Work:
+        """What workers are told; `streams` come with their sources first."""
+        lacking = {name for task in tasks for name in task.streams}
         return Work(
             root_uri=root.uri,
             corpus=corpus,
@@ -70,6 +81,8 @@ class TokenizeOptions:
             decode_ahead_bytes=self.decode_ahead_bytes,
             decoder=self.decoder,
             batch_seconds=self.batches(),
+            sources=dict(sources),
+            idle=frozenset(stream.name for stream in streams) - lacking,
         )
 
 
@@ -112,17 +125,20 @@ def tokenize(
     over, `RunFailed` if the share of errors passes the limit or shards are lost. What was committed stays. On
     `Interrupted` and `WorkersLost` the shards that are done are committed first.
     """
+    streams = sources_first(streams)
     corpus = open_corpus(root)
     require_named(root, corpus, "source", options.source_roots, flag="--source")
     snapshots = {stream.name: read_snapshot(root, stream.folder) for stream in streams}
     fingerprints = {}
     for stream in streams:
-        described = describe_stream(root, stream)
+        described = describe_stream(root, stream, streams)
         fingerprints[stream.name] = described.fingerprint
         if (snapshot := snapshots[stream.name]) is not None:
             require_same_corpus(root, stream.name, snapshot, corpus)
             require_same_fingerprint(root, stream.name, snapshot, full_fingerprint(described.fingerprint, corpus))
     tasks = _tasks(corpus, streams, snapshots)
+    lacking = {stream.name: {task.shard for task in tasks if stream.name in task.streams} for stream in streams}
+    sources = read_sources(root, corpus, streams, snapshots, lacking)
     on_start(sum(corpus.files[task.shard].num_rows for task in tasks))
     summary = Summary()
     if not tasks:
@@ -132,7 +148,7 @@ def tokenize(
     root.require_writable()
     started = time.monotonic()
     with SoleDriver(root, [stream.folder for stream in streams], on_warning=on_warning), closing(engine()) as running:
-        about: WorkerAbout = running.start(options.work(root, corpus, streams), len(tasks))
+        about: WorkerAbout = running.start(options.work(root, corpus, streams, sources, tasks), len(tasks))
         require_fingerprints(about.fingerprints, fingerprints)
         run = _Run(root, streams, snapshots, corpus, about, options)
         try:
@@ -184,7 +200,8 @@ class _Run:
         self._example = ""
         self._last_commit = time.monotonic()
         # rows and errors that the streams hold already count too: a resumed run is the same run
-        first = next(iter(self._writers.values())).snapshot
+        heard = [stream.name for stream in streams if require_tokenizer(stream.tokenizer.tokenizer).takes == "audio"]
+        first = self._writers[(heard or [streams[0].name])[0]].snapshot
         self._segments, self._errors = first.num_rows, first.num_errors
 
     def take(self, report: ShardReport) -> None:
@@ -269,12 +286,14 @@ def stream_metadata(
 ) -> dict[str, Any]:
     """What a stream's table says of itself, in the table's description."""
     parts = full_fingerprint(fingerprint, corpus)
+    of = {} if stream.of is None else {"of": stream.of}
     return {
         "kind": "stream",
         "corpus": corpus.table_id,
         "spec": spec.to_json(),
         "tokenizer": asdict(stream.tokenizer),
         "codebook": stream.codebook_name,
+        **of,
         "fingerprint": parts,
         "fingerprint_hash": fingerprint_hash(parts),
         "numerics": numerics,

@@ -11,11 +11,10 @@ from itertools import groupby
 from queue import SimpleQueue
 from typing import Any
 
-from torch import Tensor
-
+from ..tokenizers.spec import Sound
 from .entries import AudioError
 from .fetching import FETCH_AHEAD_BYTES, FetchAhead
-from .reading import Reader, Row
+from .reading import Reader, Row, Waveforms
 from .recordings import Fetched
 from .resample import resampled_length
 
@@ -30,14 +29,14 @@ class DecodeAhead:
     def __init__(
         self,
         rows: list[Row],
-        rates: set[int],
+        sounds: set[Sound],
         readers: Sequence[Reader],
         ahead_bytes: int,
         *,
         fetch_ahead_bytes: int = FETCH_AHEAD_BYTES,
     ) -> None:
         self.decode_s = 0.0
-        self._rates = rates
+        self._sounds = sounds
         self._readers = readers
         self._ahead_bytes = ahead_bytes
         self._fetch_ahead_bytes = fetch_ahead_bytes
@@ -52,7 +51,7 @@ class DecodeAhead:
         self._held_bytes = 0
         self._stopped = False
 
-    def __iter__(self) -> Iterator[tuple[int, dict[int, Tensor] | AudioError]]:
+    def __iter__(self) -> Iterator[tuple[int, Waveforms | AudioError]]:
         fetching = FetchAhead(self._to_fetch, budget_bytes=self._fetch_ahead_bytes)
         threads = [
             threading.Thread(target=self._decode, args=[reader, fetching], daemon=True) for reader in self._readers
@@ -90,9 +89,12 @@ class DecodeAhead:
     def _decode_group(
         self, reader: Reader, group: list[tuple[int, Row]], fetched: Callable[[], Fetched] | None
     ) -> None:
-        results = reader.read([row for _, row in group], self._rates, fetched)
+        results = reader.read([row for _, row in group], self._sounds, fetched)
         for index, row in group:
-            size = sum(4 * resampled_length(row["num_samples"], row["sample_rate"], rate) for rate in self._rates)
+            size = sum(
+                4 * channels * resampled_length(row["num_samples"], row["sample_rate"], rate)
+                for rate, channels in self._sounds
+            )
             if not self._reserve(size):
                 results.close()
                 return
@@ -113,9 +115,9 @@ class DecodeAhead:
             self._held_bytes += size
             return not self._stopped
 
-    def _release(self, waveforms: dict[int, Tensor]) -> None:
+    def _release(self, waveforms: Waveforms) -> None:
         with self._room:
-            self._held_bytes -= sum(4 * waveform_N.shape[0] for waveform_N in waveforms.values())
+            self._held_bytes -= sum(4 * waveform.numel() for waveform in waveforms.values())
             self._room.notify_all()
 
 

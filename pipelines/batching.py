@@ -5,36 +5,36 @@ so it does not matter which others it meets in a batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..tokenizers.ladder import UNITS_PER_S, batch_size, next_size, padded_length
-from ..tokenizers.spec import RunFailed, StreamSpec, num_frames
-from ..tokenizers.tokenizer import BatchTokenizer, Mode, Tokenizer
+from ..tokenizers.spec import RunFailed, Sound, StreamSpec, chunk_frames, num_frames
+from ..tokenizers.tokenizer import Mode, RowTokenizer, Tokenizer, Tokens, tokens_of_batch
 
 
 class Lane:
     """A stream's tokenizer and how much it takes at once: `budget` units of 10 ms of padded audio."""
 
-    def __init__(self, name: str, tokenizer: Tokenizer, mode: Mode, *, batch_seconds: float) -> None:
+    def __init__(self, name: str, tokenizer: Tokenizer | RowTokenizer, mode: Mode, *, batch_seconds: float) -> None:
         self.name = name
         self.tokenizer = tokenizer
         self.mode = mode
         self.budget = int(batch_seconds * UNITS_PER_S)
 
     @property
-    def sample_rate(self) -> int:
-        return self.tokenizer.spec.sample_rate
+    def sound(self) -> Sound:
+        return self.tokenizer.spec.sound
 
-    def encode(self, waveforms: Sequence[Tensor], rung: int) -> list[Tensor]:
-        """Codes `[K, T]` of each waveform of a rung, in the narrow type that they are stored in: many are held.
+    def encode(self, waveforms: Sequence[Tensor], rung: int) -> list[Tokens]:
+        """Tokens of each waveform of a rung, codes in the narrow type that they are stored in: many are held.
 
         If the device's memory is out, batches are halved from then on; in `fast` mode, where the size of the batch
         decides the codes, `RunFailed`.
         """
-        done: list[Tensor] = []
+        done: list[Tokens] = []
         while len(done) < len(waveforms):
             size = next_size(len(waveforms) - len(done), rung, self.budget, self.mode)
             batch = self._encode_batch(waveforms[len(done) : len(done) + size], rung, size)
@@ -44,23 +44,20 @@ class Lane:
                 done += batch
         return done
 
-    def _encode_batch(self, waveforms: Sequence[Tensor], rung: int, size: int) -> list[Tensor] | None:
-        """Codes of a batch filled with dummies, or None if it does not fit the device's memory."""
+    def _encode_batch(self, waveforms: Sequence[Tensor], rung: int, size: int) -> list[Tokens] | None:
+        """Tokens of a batch filled with dummies, or None if it does not fit the device's memory."""
         spec = self.tokenizer.spec
         length = padded_length(rung, spec.sample_rate)
-        dummies = [torch.zeros(length)] * (size - len(waveforms))
+        dummies = [torch.zeros((spec.channels, length) if spec.channels > 1 else length)] * (size - len(waveforms))
         try:
             with torch.inference_mode():
-                if isinstance(self.tokenizer, BatchTokenizer):
-                    codes = self.tokenizer.encode_batch([*waveforms, *dummies], length)[: len(waveforms)]
-                else:
-                    codes = [self.tokenizer.encode(waveform_N) for waveform_N in waveforms]
+                tokens = tokens_of_batch(self.tokenizer, [*waveforms, *dummies], length)[: len(waveforms)]
         except torch.OutOfMemoryError:
             return None
-        for waveform_N, codes_KT in zip(waveforms, codes, strict=True):
-            require_frame_rule(self.name, codes_KT, waveform_N, spec)
+        for waveform, each in zip(waveforms, tokens, strict=True):
+            require_frame_rule(self.name, each, waveform, spec)
         dtype = torch.int16 if spec.codebook_size <= 1 << 15 else torch.int32
-        return [codes_KT.to(dtype) for codes_KT in codes]
+        return [replace(each, codes_KT=each.codes_KT.to(dtype)) for each in tokens]
 
     def _halve(self, rung: int, size: int) -> None:
         """Let batches of `size` at a rung be half as large. Raises `RunFailed` if that cannot be."""
@@ -80,14 +77,14 @@ class Lane:
 @dataclass(frozen=True, slots=True)
 class _Segment:
     index: int
-    waveforms: dict[int, Tensor]  # float32 [N] by sample rate
+    waveforms: dict[Sound, Tensor]
 
     @property
     def size_bytes(self) -> int:
-        return sum(4 * waveform_N.shape[0] for waveform_N in self.waveforms.values())
+        return sum(4 * waveform.numel() for waveform in self.waveforms.values())
 
 
-Finished = list[tuple[int, dict[str, Tensor]]]  # the number a segment was added with, and its codes [K, T] by stream
+Finished = list[tuple[int, dict[str, Tokens]]]  # the number a segment was added with, and its tokens by stream
 
 
 class Batcher:
@@ -102,7 +99,7 @@ class Batcher:
         self._waiting: dict[int, list[_Segment]] = {}
         self.waiting_bytes = 0
 
-    def add(self, index: int, waveforms: dict[int, Tensor], rung: int) -> Finished:
+    def add(self, index: int, waveforms: dict[Sound, Tensor], rung: int) -> Finished:
         """Take a segment; what is finished by that, in any order."""
         segment = _Segment(index, waveforms)
         self._waiting.setdefault(rung, []).append(segment)
@@ -122,16 +119,23 @@ class Batcher:
     def _run(self, rung: int) -> Finished:
         segments = self._waiting.pop(rung)
         self.waiting_bytes -= sum(segment.size_bytes for segment in segments)
-        codes: list[dict[str, Tensor]] = [{} for _ in segments]
+        tokens: list[dict[str, Tokens]] = [{} for _ in segments]
         for lane in self._lanes:
-            waveforms = [segment.waveforms[lane.sample_rate] for segment in segments]
-            for found, codes_KT in zip(codes, lane.encode(waveforms, rung), strict=True):
-                found[lane.name] = codes_KT
-        return [(segment.index, found) for segment, found in zip(segments, codes, strict=True)]
+            waveforms = [segment.waveforms[lane.sound] for segment in segments]
+            for found, each in zip(tokens, lane.encode(waveforms, rung), strict=True):
+                found[lane.name] = each
+        return [(segment.index, found) for segment, found in zip(segments, tokens, strict=True)]
 
 
-def require_frame_rule(name: str, codes_KT: Tensor, waveform_N: Tensor, spec: StreamSpec) -> None:
+def require_frame_rule(name: str, tokens: Tokens, waveform: Tensor, spec: StreamSpec) -> None:
     """Raise if a tokenizer breaks its own frame rule."""
-    expected = (spec.num_codebooks, num_frames(waveform_N.shape[0], spec))
-    if tuple(codes_KT.shape) != expected:
-        raise RuntimeError(f"{name}: codes of shape {tuple(codes_KT.shape)}, the frame rule says {expected}")
+    num_samples = waveform.shape[-1]
+    expected = num_frames(num_samples, spec) if spec.has_clock else tokens.num_frames
+    shapes = [(tokens.codes_KT, (spec.num_codebooks, expected))]
+    shapes += [(tokens.frames_TD, (expected, spec.dim))] if spec.dim else []
+    shapes += [(tokens.durations_T, (expected,))] if spec.durations else []
+    shapes += [(tokens.scales_C, (len(chunk_frames(num_samples, spec)),))] if spec.chunk_length else []
+    for found, shape in shapes:
+        if found is None or tuple(found.shape) != shape:
+            there = None if found is None else tuple(found.shape)
+            raise RuntimeError(f"{name}: tokens of shape {there}, the frame rule says {shape}")

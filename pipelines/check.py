@@ -1,6 +1,6 @@
 """Holds a tokenizer to its promises on a person's own weights and recordings: the same codes, however they are made.
 
-Axes: K codebooks, T frames, N samples, D dimensions, C centroids, Q stages.
+Axes: K codebooks, T frames, N samples, D dimensions, C centroids, Q stages. A waveform of two channels is `[2, N]`.
 """
 
 import random
@@ -23,7 +23,7 @@ from ..tokenizers.ladder import padded_length as rung_length
 from ..tokenizers.numerics import use_exact_math, use_one_thread
 from ..tokenizers.published import published_encoder
 from ..tokenizers.registry import CodebookTokenizer, describe, load_features, load_tokenizer, require_tokenizer
-from ..tokenizers.spec import StreamSpec, UserError, chunk_frames, decoded_samples, num_frames
+from ..tokenizers.spec import Sound, StreamSpec, UserError, decoded_samples, num_frames
 from ..tokenizers.tokenizer import (
     BatchFeatures,
     BatchTokenizer,
@@ -117,8 +117,13 @@ def check_tokenizer(
     taken. Raises `UserError` for what `describe` refuses, a codebook that does not fit, and a source without audio.
     """
     described = describe(config)
+    if require_tokenizer(config.tokenizer).takes != "audio" or not described.spec.has_clock:
+        raise UserError(
+            f"Tokenizer {config.tokenizer} gives no codes that follow a clock, which are compared here. Make a stream "
+            "with it; `wavemill verify` then makes some of it again."
+        )
     codebook = _codebook_file(options.codebook, described) if options.codebook else None
-    waveforms, unreadable = _recordings(source, described.spec.sample_rate, options.limit)
+    waveforms, unreadable = _recordings(source, described.spec.sound, options.limit)
     use_one_thread()
     use_exact_math()
     words = "its own" if codebook is None else f"{options.codebook}"
@@ -134,7 +139,7 @@ def check_tokenizer(
         fingerprint=fingerprint_hash(tokenizer.fingerprint),
         codebook=words,
         segments=len(waveforms),
-        duration_s=sum(waveform_N.shape[0] for waveform_N in waveforms) / described.spec.sample_rate,
+        duration_s=sum(waveform_N.shape[-1] for waveform_N in waveforms) / described.spec.sample_rate,
         unreadable=unreadable,
     )
     on_step("encoding each segment alone")
@@ -164,7 +169,7 @@ def check_tokenizer(
     return checked
 
 
-def _recordings(source: str, sample_rate: int, limit: int) -> tuple[list[Tensor], int]:
+def _recordings(source: str, sound: Sound, limit: int) -> tuple[list[Tensor], int]:
     """Waveforms of the first segments that can be read, one of each recording before a second; how many cannot."""
     opened = open_source(source, exclude="")
     firsts: list[Row] = []
@@ -189,12 +194,12 @@ def _recordings(source: str, sample_rate: int, limit: int) -> tuple[list[Tensor]
     chosen = sorted((firsts + others)[:limit], key=lambda row: (row["path"], row["member"], row["start_sample"]))
     table = pa.Table.from_pylist([{**row, "shard": 0} for row in chosen], schema=CORPUS_SCHEMA)
     with Reader(Root("."), {}) as reader:
-        for row, result in zip(chosen, reader.read(table.to_pylist(), {sample_rate}), strict=True):
+        for row, result in zip(chosen, reader.read(table.to_pylist(), {sound}), strict=True):
             if isinstance(result, AudioError):
                 unreadable += 1
                 problem = problem or f"{row['path']}: {result.kind} ({result.message})"
             else:
-                waveforms.append(result[sample_rate])
+                waveforms.append(result[sound])
     if not waveforms and problem:
         raise UserError(f"None of the recordings of {source} can be read; the first is {problem}. Name other ones.")
     if not waveforms:
@@ -221,7 +226,7 @@ def _drawn(config: TokenizerConfig, waveforms: Sequence[Tensor], options: CheckO
     """A codebook whose centroids are frames of the recordings. Raises `UserError` for too few frames."""
     exact = replace(config, mode=Mode.EXACT)
     features = load_features(exact, device=options.device)
-    total = sum(num_frames(waveform_N.shape[0], features.spec) for waveform_N in waveforms)
+    total = sum(num_frames(waveform_N.shape[-1], features.spec) for waveform_N in waveforms)
     every = -(-total // _MAX_FRAMES)
     with torch.inference_mode():
         frames_ND = torch.cat([_frames(features, waveform_N)[:: every or 1] for waveform_N in waveforms])
@@ -252,7 +257,7 @@ def _encode(tokenizer: Tokenizer, waveform_N: Tensor) -> Tensor:
 
 def _shapes(waveforms: Sequence[Tensor], codes: Sequence[Tensor], spec: StreamSpec) -> list[Promise]:
     """Whether each segment has the frames that its length gives, and each code is one of the codebook."""
-    expected = [(spec.num_codebooks, num_frames(waveform_N.shape[0], spec)) for waveform_N in waveforms]
+    expected = [(spec.num_codebooks, num_frames(waveform_N.shape[-1], spec)) for waveform_N in waveforms]
     wrong = sum(tuple(codes_KT.shape) != shape for codes_KT, shape in zip(codes, expected, strict=True))
     outside = sum(bool(((codes_KT < 0) | (codes_KT >= spec.codebook_size)).any()) for codes_KT in codes)
     return [
@@ -294,8 +299,9 @@ def _from_elsewhere(tokenizer: Tokenizer, waveforms: Sequence[Tensor], seed: int
     for number, place in enumerate(order):
         waveform_N = waveforms[place]
         offset, stride = 1 + number % 15, 1 + number % 3
-        buffer = torch.full((offset + stride * waveform_N.shape[0],), 0.5)
-        view_N = buffer[offset::stride]
+        *channels, num_samples = waveform_N.shape
+        buffer = torch.full((*channels, offset + stride * num_samples), 0.5)
+        view_N = buffer[..., offset::stride]
         codes[place] = _encode(tokenizer, view_N.copy_(waveform_N))
     return [codes[place] for place in range(len(waveforms))]
 
@@ -329,10 +335,12 @@ def _in_batches(tokenizer: Any, waveforms: Sequence[Tensor], mode: Mode, seed: i
     for begin in range(0, len(order), _BATCH):
         places = order[begin : begin + _BATCH]
         neighbours = [waveforms[place] for place in places]
-        longest = max(waveform_N.shape[0] for waveform_N in neighbours)
+        longest = max(waveform_N.shape[-1] for waveform_N in neighbours)
         rungs = [rung for rung in RUNGS if rung_length(rung, rate) >= longest]
         padded_length = rung_length(rungs[-1] if mode is Mode.FAST else chance.choice(rungs), rate)
-        dummies = [torch.zeros(padded_length)] * (_BATCH - len(neighbours) if mode is Mode.FAST else 0)
+        dummies = [torch.zeros(*neighbours[0].shape[:-1], padded_length)] * (
+            _BATCH - len(neighbours) if mode is Mode.FAST else 0
+        )
         with torch.inference_mode():
             encoded = tokenizer.encode_batch([*neighbours, *dummies], padded_length)
         codes.update(zip(places, encoded, strict=False))
@@ -366,13 +374,6 @@ def _decoded(tokenizer: Tokenizer, waveforms: Sequence[Tensor], codes: Sequence[
         with torch.inference_mode():
             sound_N = tokenizer.decode(codes_KT)
         compared += 1
-        expected = _decoded_length(waveform_N.shape[0], codes_KT.shape[1], tokenizer.spec)
-        wrong += tuple(sound_N.shape) != (expected,) or not bool(sound_N.isfinite().all())
+        expected = (*waveform_N.shape[:-1], decoded_samples(codes_KT.shape[1], tokenizer.spec))
+        wrong += tuple(sound_N.shape) != expected or not bool(sound_N.isfinite().all())
     return Promise("length of the sound", "segments", compared, wrong, 0, not wrong)
-
-
-def _decoded_length(num_samples: int, frames: int, spec: StreamSpec) -> int:
-    if not spec.chunk_length:
-        return decoded_samples(frames, spec)
-    chunks = chunk_frames(num_samples, spec)
-    return (len(chunks) - 1) * spec.chunk_stride + chunks[-1] * spec.hop_length

@@ -10,7 +10,7 @@ from typing import Any
 os.environ.setdefault("WDS_SECURE", "1")  # webdataset reads it when imported: no shell for `pipe:`, no pickles
 from webdataset.writer import TarWriter
 
-from ..storage.codes import read_codes
+from ..storage.codes import ShardCodes, read_codes
 from ..storage.parquet import read_parquet
 from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
@@ -65,7 +65,7 @@ def export_webdataset(
 
 def _tar(root: Root, corpus: Snapshot, streams: dict[str, Snapshot], shard: int) -> tuple[bytes, int, int, float]:
     rows = read_parquet(root, corpus.path(shard), schema=CORPUS_SCHEMA).to_pylist()
-    parts = {name: read_codes(root, snapshot, shard) for name, snapshot in streams.items()}
+    parts = {name: read_codes(root, snapshot, shard, more=True) for name, snapshot in streams.items()}
     for name, part in parts.items():
         if part.ids != [row["id"] for row in rows]:
             raise UserError(
@@ -76,18 +76,30 @@ def _tar(root: Root, corpus: Snapshot, streams: dict[str, Snapshot], shard: int)
     audio_s = 0.0
     writer = TarWriter(sink, user="wavemill", group="wavemill", mtime=0)
     for place, row in enumerate(rows):
-        codes = {name: part.codes(place) for name, part in parts.items()}
-        if any(codes_KT is None for codes_KT in codes.values()):
+        if any(part.errors[place] is not None for part in parts.values()):
             left_out += 1
             continue
         sample: dict[str, Any] = {"__key__": row["id"]}
-        sample |= {f"{name}.npy": codes_KT for name, codes_KT in codes.items()}
+        for name, part in parts.items():
+            sample |= _members(name, part, place)
         sample["json"] = {"id": row["id"], **{column: row[column] for column in _TEXT_COLUMNS}}
         writer.write(sample)
         samples += 1
         audio_s += row["duration_s"]
     writer.close()
     return sink.getvalue(), samples, left_out, audio_s
+
+
+def _members(name: str, part: ShardCodes, place: int) -> dict[str, Any]:
+    """What a sample has of a stream: `NAME.npy` are codes `[K, T]`, or the frames of a continuous stream `[T, dim]`."""
+    members: dict[str, Any] = {f"{name}.npy": part.frames(place) if "frames" in part.more else part.codes(place)}
+    if "durations" in part.more:
+        members[f"{name}.durations.npy"] = part.durations(place)
+    if "chunk_scales" in part.more:
+        members[f"{name}.scales.npy"] = part.scales(place)
+    if "text" in part.more and part.text(place) is not None:
+        members[f"{name}.txt"] = part.text(place)
+    return members
 
 
 def _require_same_view(root: Root, folder: str, versions: dict[str, int]) -> None:

@@ -1,6 +1,5 @@
 """A dataset at a glance: what is in it, how its codes are used, what went wrong."""
 
-import math
 from collections import Counter
 from typing import Any
 
@@ -11,8 +10,8 @@ from ..storage.codes import list_streams, open_stream, read_codes, stream_spec
 from ..storage.parquet import read_parquet
 from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
+from ..storage.statistics import merged_statistics
 from ..storage.table import Snapshot
-from ..tokenizers.spec import StreamSpec
 
 MAX_SHARDS = 256  # a larger dataset is looked at through this many shards, evenly spread
 
@@ -62,11 +61,12 @@ def describe_streams(root: Root, corpus: Snapshot) -> list[dict[str, Any]]:
 def _describe_stream(root: Root, corpus: Snapshot, name: str, snapshot: Snapshot) -> dict[str, Any]:
     spec = stream_spec(snapshot)
     looked_at = _spread(list(snapshot.files))
-    usage_KC, errors = _usage(root, snapshot, looked_at)
+    usage_KC, num_frames, errors = _usage(root, snapshot, looked_at)
     size_bytes = sum(snapshot.files[shard].size_bytes for shard in looked_at)
     num_codes = int(usage_KC.sum())
-    num_frames = num_codes // spec.num_codebooks
+    rate = float(spec.mean_frame_rate) if spec.bits_per_second else 0.0  # 0 where frames are no clock
     entropies = [_entropy_bits(usage_C) for usage_C in usage_KC]
+    numbers = merged_statistics(root, snapshot, looked_at) if spec.dim else None
     return {
         "stream": name,
         "tokenizer": spec.tokenizer,
@@ -77,16 +77,19 @@ def _describe_stream(root: Root, corpus: Snapshot, name: str, snapshot: Snapshot
         "frame_rate": str(spec.frame_rate),
         "num_codebooks": spec.num_codebooks,
         "codebook_size": spec.codebook_size,
+        "dim": spec.dim,
+        "mean": None if numbers is None else numbers.mean_D.tolist(),
+        "deviation": None if numbers is None else np.sqrt(numbers.variance_D).tolist(),
         "segments": snapshot.num_rows,
         "shards": len(snapshot.files),
         "shards_missing": len(corpus.files) - len(set(corpus.files) & set(snapshot.files)),
         "shards_looked_at": len(looked_at),
-        "hours": num_frames / float(spec.frame_rate) / 3600,
+        "hours": num_frames / rate / 3600 if rate else None,
         "frames": num_frames,
         "size_bytes": size_bytes,
         "bytes_per_code": size_bytes / num_codes if num_codes else None,
-        "bits_per_second": bits_per_second(spec),
-        "entropy_bits_per_second": sum(entropies) * float(spec.frame_rate),
+        "bits_per_second": spec.bits_per_second,
+        "entropy_bits_per_second": sum(entropies) * rate,
         "codebooks": [
             {"codebook": book, "used_codes": int((usage_C > 0).sum()), "entropy_bits": entropy}
             for book, (usage_C, entropy) in enumerate(zip(usage_KC, entropies, strict=True))
@@ -116,22 +119,19 @@ def corpus_durations(root: Root, corpus: Snapshot) -> tuple[NDArray[np.int64], N
     return counts_B, edges_s
 
 
-def _usage(root: Root, snapshot: Snapshot, shards: list[int]) -> tuple[NDArray[np.int64], Counter[str]]:
-    """Uses of codes `[K, C]` and errors by class."""
+def _usage(root: Root, snapshot: Snapshot, shards: list[int]) -> tuple[NDArray[np.int64], int, Counter[str]]:
+    """Uses of codes `[K, C]`, frames, and errors by class."""
     spec = stream_spec(snapshot)
+    num_frames = 0
     usage_KC = np.zeros((spec.num_codebooks, spec.codebook_size), dtype=np.int64)
     errors: Counter[str] = Counter()
     for shard in shards:
         codes = read_codes(root, snapshot, shard)
         errors.update(error for error in codes.errors if error is not None)
+        num_frames += sum(num for num in codes.num_frames if num is not None)
         for book, (values, _) in enumerate(codes.books):
             usage_KC[book] += np.bincount(values, minlength=spec.codebook_size)
-    return usage_KC, errors
-
-
-def bits_per_second(spec: StreamSpec) -> float:
-    """The nominal bitrate: frames a second x codebooks x log2 of their size."""
-    return float(spec.frame_rate) * spec.num_codebooks * math.log2(spec.codebook_size)
+    return usage_KC, num_frames, errors
 
 
 def _entropy_bits(usage_C: np.ndarray) -> float:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import soundfile
-import torch
 
 from ..storage.codes import open_stream, read_codes, stream_spec
 from ..storage.parquet import read_parquet
@@ -16,7 +15,9 @@ from ..storage.schema import CORPUS_SCHEMA
 from ..storage.stores import has_scheme, open_store, store_errors
 from ..storage.table import Snapshot
 from ..tokenizers.spec import UserError
+from ..tokenizers.tokenizer import sound_of
 from .resample import resampled_length
+from .stored import stored_tokens
 from .streams import open_stream_tokenizer
 
 
@@ -53,12 +54,12 @@ def decode_segments(
     snapshot = open_stream(root, stream)
     spec = stream_spec(snapshot)
     if not spec.decode_sample_rate:
-        raise UserError(
-            f"Stream {stream!r} ({spec.tokenizer}) cannot be decoded: semantic tokens do not say how it sounds. "
-            "Name an acoustic stream."
-        )
+        why = "these frames know no way back to sound" if spec.dim else "semantic tokens do not say how it sounds"
+        raise UserError(f"Stream {stream!r} ({spec.tokenizer}) cannot be decoded: {why}. Name an acoustic stream.")
     books = spec.num_codebooks if num_codebooks is None else num_codebooks
-    if not 1 <= books <= spec.num_codebooks:
+    if spec.dim and num_codebooks is not None:
+        raise UserError(f"Stream {stream!r} has frames of {spec.dim} numbers, no codebooks; leave out --codebooks.")
+    if not spec.dim and not 1 <= books <= spec.num_codebooks:
         raise UserError(f"Stream {stream!r} has {spec.num_codebooks} codebooks; {books} were asked for.")
     tokenizer = open_stream_tokenizer(
         root, stream, snapshot, corpus, weights=weights, local_files_only=local_files_only
@@ -77,7 +78,7 @@ def decode_segments(
         if left == 0:
             break
         rows = read_parquet(root, corpus.path(shard), schema=CORPUS_SCHEMA).to_pylist()
-        codes = read_codes(root, snapshot, shard, num_codebooks=books)
+        codes = read_codes(root, snapshot, shard, num_codebooks=books, more=True)
         if codes.ids != [row["id"] for row in rows]:
             raise UserError(
                 f"Stream {stream!r} does not hold the corpus's segments in shard {shard}; run `wavemill verify`."
@@ -85,26 +86,32 @@ def decode_segments(
         for number, row in enumerate(rows):
             if left == 0 or (wanted and row["id"] not in wanted):
                 continue
-            codes_KT = codes.codes(number)
-            if codes_KT is None:
+            tokens = stored_tokens(codes, number)
+            if tokens is None:
                 continue
             num_samples = resampled_length(row["num_samples"], row["sample_rate"], spec.decode_sample_rate)
-            sound_N = tokenizer.decode(torch.from_numpy(codes_KT.astype("int64")))[:num_samples]
+            sound_N = sound_of(tokenizer, tokens)[..., :num_samples]
             content = io.BytesIO()
-            soundfile.write(content, sound_N.numpy(), spec.decode_sample_rate, format="WAV", subtype="PCM_16")
+            soundfile.write(
+                content,
+                sound_N.t().numpy() if sound_N.ndim > 1 else sound_N.numpy(),
+                spec.decode_sample_rate,
+                format="WAV",
+                subtype="PCM_16",
+            )
             path = f"{folder}/{row['id']}.wav"
             with store_errors(path):
                 store.pipe_file(f"{place}/{row['id']}.wav", content.getvalue())
             wanted.discard(row["id"])
             left -= 1
-            yield Decoded(row["id"], row["path"], row["text"], path, len(sound_N) / spec.decode_sample_rate)
+            yield Decoded(row["id"], row["path"], row["text"], path, sound_N.shape[-1] / spec.decode_sample_rate)
 
 
 def _require_codes(root: Root, snapshot: Snapshot, ids: frozenset[str]) -> None:
     """Raise `UserError` if one of `ids` is not in the stream or has an error there."""
     wanted = set(ids)
     for shard in snapshot.files if ids else ():
-        codes = read_codes(root, snapshot, shard, num_codebooks=1)
+        codes = read_codes(root, snapshot, shard, num_codebooks=0)
         for place, segment in enumerate(codes.ids):
             if segment in ids and codes.errors[place] is not None:
                 raise UserError(

@@ -20,7 +20,7 @@ from ..storage.parquet import read_parquet
 from ..storage.root import Root
 from ..storage.schema import CORPUS_SCHEMA
 from ..storage.table import Snapshot
-from ..tokenizers.spec import FrameRule, StreamSpec, UserError
+from ..tokenizers.spec import FrameRule, StreamSpec, UserError, frames_by_chunk
 
 MAX_PHONES = 500  # no language has as many; words do
 _SHUFFLE_FRAMES = 900_000_000  # numpy draws hypergeometric numbers below 10^9
@@ -86,11 +86,22 @@ def paint_frames(labels: _Labels, num_frames: int, spec: StreamSpec, sample_rate
     """The phone of each frame `[T]`, -1 outside all phones; where phones overlap, the one that begins last.
 
     A frame's phone is the one said at its centre: sample `t * hop_length + window_length / 2` of the stream's clock,
-    and, where frames are padded hops (the `ceil` rule), `t * hop_length + hop_length / 2`. Exact: no rounding.
+    and, where frames are padded hops (the `ceil` rule), `t * hop_length + hop_length / 2`. Exact: no rounding. In a
+    chunked stream t counts from the first sample of the frame's chunk.
     """
+    if not spec.chunk_length:
+        return _paint(labels, num_frames, spec, sample_rate, begin=0)
+    chunks = enumerate(frames_by_chunk(num_frames, spec))
+    parts = [_paint(labels, num, spec, sample_rate, begin=place * spec.chunk_stride) for place, num in chunks]
+    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
+
+def _paint(labels: _Labels, num_frames: int, spec: StreamSpec, sample_rate: int, *, begin: int) -> NDArray[np.int64]:
+    """`paint_frames` of frames the first of which begins at sample `begin` of the stream's clock."""
     width = spec.hop_length if spec.frame_rule is FrameRule.CEIL else spec.window_length
-    # frame t is in [start, end) of the recording's clock if 2 * start * rate <= (2 * t * hop + width) * sample_rate
-    step, offset = 2 * spec.hop_length * sample_rate, width * sample_rate
+    # frame t is in [start, end) of the recording's clock if
+    # 2 * start * rate <= (2 * (begin + t * hop) + width) * sample_rate
+    step, offset = 2 * spec.hop_length * sample_rate, (2 * begin + width) * sample_rate
     order_L = np.argsort(labels.starts_L, kind="stable")
     firsts_L, lasts_L = (
         np.clip(-((offset - 2 * spec.sample_rate * edges_L[order_L]) // step), 0, num_frames)

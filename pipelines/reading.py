@@ -14,7 +14,7 @@ from torch import Tensor
 from ..storage.root import Root
 from ..storage.stores import is_remote, open_store, store_errors
 from ..tokenizers.separate import Separator
-from ..tokenizers.spec import RunFailed
+from ..tokenizers.spec import RunFailed, Sound
 from .audio import MIX, SEEKABLE_FORMATS, Span
 from .decoder import Decoder, DecoderSettings
 from .entries import AudioError
@@ -26,7 +26,7 @@ SEPARATORS = "separators"
 _MAX_SAMPLE = 1e10  # full scale is 1; integers written as floats reach 2^31; past this, spectra overflow
 
 Row = dict[str, Any]
-Waveforms = dict[int, Tensor]  # float32 [N] by sample rate
+Waveforms = dict[Sound, Tensor]  # float32, `[N]` of one channel, else `[channels, N]`
 Sink = tuple[int, int]  # channel, sample rate
 
 
@@ -58,16 +58,17 @@ class Reader(AbstractContextManager["Reader"]):
         self._separator = load_separator(root, separator) if separator else None
 
     def read(
-        self, rows: Iterable[Row], sample_rates: Iterable[int], fetched: Callable[[], Fetched] | None = None
+        self, rows: Iterable[Row], sounds: Iterable[Sound], fetched: Callable[[], Fetched] | None = None
     ) -> Generator["Waveforms | AudioError", None, None]:
-        """`{rate: float32 [N]}` or an `AudioError` for each row, in order.
+        """The sounds that are asked for, or an `AudioError`, for each row, in order.
 
-        Rows of one recording, being neighbours, share a pass over it. `fetched` gives what is fetched of the one
+        In stereo the mix of a recording of two channels is these two; what has one channel is on both. Rows of one
+        recording, being neighbours, share a pass over it. `fetched` gives what is fetched of the one
         recording that they are of, where somebody does so ahead. Raises `RunFailed` if a whole source is gone.
         """
-        rates = sorted(set(sample_rates))
+        wanted = sorted(set(sounds))
         for _, group in groupby(rows, key=lambda row: (row["source"], row["path"], row["member"])):
-            yield from self._read_recording(_cuts(group), rates, fetched)
+            yield from self._read_recording(_cuts(group, wanted), wanted, fetched)
 
     def place(self, row: Row) -> Place:
         """Where a row's recording is now."""
@@ -92,14 +93,14 @@ class Reader(AbstractContextManager["Reader"]):
         self.close()
 
     def _read_recording(
-        self, cuts: list[_Cut], rates: list[int], fetched: Callable[[], Fetched] | None
+        self, cuts: list[_Cut], sounds: list[Sound], fetched: Callable[[], Fetched] | None
     ) -> Iterator["Waveforms | AudioError"]:
         while cuts:
             run = _ascending_run(cuts)
             cuts = cuts[len(run) :]
             done = 0
             try:
-                for result in self._read_run(run, rates, fetched):
+                for result in self._read_run(run, sounds, fetched):
                     yield from result
                     done += 1
             except AudioError as error:  # nothing further can be read in this pass
@@ -108,16 +109,16 @@ class Reader(AbstractContextManager["Reader"]):
                 if error.kind == "corrupt" and len(run) > 1 and row["format"] in SEEKABLE_FORMATS:
                     # each of the rest in a pass of its own, so that what is good does not depend on its neighbours
                     for cut in run[done:]:
-                        yield from self._read_recording([cut], rates, fetched)
+                        yield from self._read_recording([cut], sounds, fetched)
                 else:
                     yield from [error] * sum(len(cut.rows) for cut in run[done:])
 
     def _read_run(
-        self, run: list[_Cut], rates: list[int], fetched: Callable[[], Fetched] | None
+        self, run: list[_Cut], sounds: list[Sound], fetched: Callable[[], Fetched] | None
     ) -> Iterator[list["Waveforms | AudioError"]]:
         """For each cut, in order, what its rows get. Raises `AudioError` where nothing further can be read."""
         row = run[0].rows[0]
-        for rate in rates:
+        for rate, _ in sounds:
             if not can_resample(row["sample_rate"], rate):
                 raise AudioError("unsupported", f"{row['sample_rate']:,} Hz cannot be resampled to {rate:,} Hz")
         with self._opener.open(self.place(row), fetched) as opened:
@@ -125,7 +126,7 @@ class Reader(AbstractContextManager["Reader"]):
             pieces = self._decoder.decode(opened, format=row["format"], spans=spans)
             index, piece_NC = next(pieces, (len(run), None))
             for place_in_run, cut in enumerate(run):
-                sinks, not_finite = self._sinks(cut, row["sample_rate"], rates), set[int]()
+                sinks, not_finite = self._sinks(cut, row["sample_rate"], sounds), set[int]()
                 while index == place_in_run and piece_NC is not None:
                     finite_NC = np.abs(piece_NC) <= _MAX_SAMPLE  # false for NaN, too
                     not_finite |= {cut.span.channels[column] for column in np.flatnonzero(~finite_NC.all(axis=0))}
@@ -133,18 +134,20 @@ class Reader(AbstractContextManager["Reader"]):
                         column_N = np.ascontiguousarray(piece_NC[:, cut.span.channels.index(channel)])
                         sink.push(torch.from_numpy(column_N))
                     index, piece_NC = next(pieces, (len(run), None))
-                yield self._finish(cut, sinks, rates, not_finite)
+                yield self._finish(cut, sinks, sounds, not_finite)
 
-    def _sinks(self, cut: _Cut, sample_rate: int, rates: list[int]) -> dict[Sink, StreamResampler]:
+    def _sinks(self, cut: _Cut, sample_rate: int, sounds: list[Sound]) -> dict[Sink, StreamResampler]:
         wanted: set[Sink] = set()
         for row in cut.rows:
-            separated = row["separated"] is not None
-            for rate in [self._require_separator().sample_rate] if separated else rates:
-                wanted.add((channel_number(row["channel"]), rate))
+            if row["separated"] is not None:
+                wanted.add((channel_number(row["channel"]), self._require_separator().sample_rate))
+                continue
+            for sound in sounds:
+                wanted |= {(channel, sound.sample_rate) for channel in _channels_of(row, sound)}
         return {sink: StreamResampler(cut.span.num_samples, sample_rate, sink[1]) for sink in sorted(wanted)}
 
     def _finish(
-        self, cut: _Cut, sinks: dict[Sink, StreamResampler], rates: list[int], not_finite: set[int]
+        self, cut: _Cut, sinks: dict[Sink, StreamResampler], sounds: list[Sound], not_finite: set[int]
     ) -> list["Waveforms | AudioError"]:
         finished = {sink: resampler.finish() for sink, resampler in sinks.items()}
         apart: dict[int, Tensor] = {}  # [sources, N] by channel
@@ -155,16 +158,22 @@ class Reader(AbstractContextManager["Reader"]):
                 results.append(_NOT_FINITE)
                 continue
             if row["separated"] is None:
-                waveforms = {rate: finished[channel, rate] for rate in rates}
+                waveforms = {
+                    sound: _in_channels([finished[each, sound.sample_rate] for each in _channels_of(row, sound)], sound)
+                    for sound in sounds
+                }
             else:
                 separator = self._require_separator()
                 if channel not in apart:
                     apart[channel] = _apart(separator, finished[channel, separator.sample_rate])
                 source_N = apart[channel][row["separated"]]
-                waveforms = {rate: _resampled(source_N, separator.sample_rate, rate, row) for rate in rates}
+                waveforms = {
+                    sound: _in_channels([_resampled(source_N, separator.sample_rate, sound.sample_rate, row)], sound)
+                    for sound in sounds
+                }
             if row["gain_db"] is not None:
                 factor = 10 ** (row["gain_db"] / 20)
-                waveforms = {rate: waveform_N * factor for rate, waveform_N in waveforms.items()}
+                waveforms = {sound: waveform * factor for sound, waveform in waveforms.items()}
             results.append(waveforms)
         return results
 
@@ -212,6 +221,18 @@ def channel_number(channel: str) -> int:
     return MIX if channel == "mix" else int(channel)
 
 
+def _channels_of(row: Row, sound: Sound) -> tuple[int, ...]:
+    """The channels of the recording that a row's sound is made of."""
+    if sound.channels == 2 and row["channel"] == "mix" and row["separated"] is None and row["num_channels"] == 2:
+        return (0, 1)
+    return (channel_number(row["channel"]),)
+
+
+def _in_channels(parts: list[Tensor], sound: Sound) -> Tensor:
+    """`[N]`, or `[channels, N]`, where a single part `[N]` is all channels."""
+    return parts[0] if sound.channels == 1 else torch.stack(parts * (sound.channels // len(parts)))
+
+
 _NOT_FINITE = AudioError("non-finite", f"there are samples that are NaN, infinite or beyond {_MAX_SAMPLE:.0e}")
 
 
@@ -229,13 +250,17 @@ def _resampled(waveform_N: Tensor, sample_rate: int, rate: int, row: Row) -> Ten
     return resampler.finish()[: resampled_length(row["num_samples"], row["sample_rate"], rate)]
 
 
-def _cuts(rows: Iterable[Row]) -> list[_Cut]:
-    """Neighbours of one span together: its channels and separated sources come from one pass."""
+def _cuts(rows: Iterable[Row], sounds: list[Sound]) -> list[_Cut]:
+    """Neighbours of one span together: its channels and separated sources come from one pass.
+
+    A row's own channel, also the mix of others that are asked for, says whether its samples are finite.
+    """
     cuts = []
     for (start, num_samples), group in groupby(rows, key=lambda row: (row["start_sample"], row["num_samples"])):
         members = list(group)
-        channels = tuple(sorted({channel_number(row["channel"]) for row in members}))
-        cuts.append(_Cut(Span(start, num_samples, channels), members))
+        channels = {channel_number(row["channel"]) for row in members}
+        channels |= {channel for row in members for sound in sounds for channel in _channels_of(row, sound)}
+        cuts.append(_Cut(Span(start, num_samples, tuple(sorted(channels))), members))
     return cuts
 
 

@@ -160,7 +160,7 @@ class Sampler:
             frames_of = {
                 layer: reserved(Path(scratch) / f"{layer}.frames", (total, self._features.dim)) for layer in work.layers
             }
-            ahead = DecodeAhead(rows, {spec.sample_rate}, self._readers, work.work.decode_ahead_bytes)
+            ahead = DecodeAhead(rows, {spec.sound}, self._readers, work.work.decode_ahead_bytes)
             for index, waveforms in ahead:
                 if isinstance(waveforms, AudioError):
                     failed.add(index)
@@ -168,7 +168,7 @@ class Sampler:
                     continue
                 places = slice(int(begins[index]), int(begins[index + 1]))
                 into = {layer: frames_ND[places] for layer, frames_ND in frames_of.items()}
-                self._compute(rows[index], waveforms[spec.sample_rate], nums[index], kept[index][0], into)
+                self._compute(rows[index], waveforms[spec.sound], nums[index], kept[index][0], into)
             names, phones_N = self._phones(rows, nums, kept)
             strata_N = np.repeat([self._places[work.plan.value_of(row)] for row in rows], np.diff(begins))
             whole_N = np.flatnonzero(~np.isnan(numbers_N))

@@ -1,21 +1,26 @@
 """Streams: what each is made with, its tokenizer, and whether a run fits what is written."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ..storage.codes import list_streams, stream_spec
 from ..storage.root import Root
 from ..storage.schema import require_stream_name
-from ..storage.table import Snapshot
+from ..storage.table import Snapshot, read_snapshot
 from ..tokenizers.codebook import Codebook
 from ..tokenizers.numerics import use_one_thread
-from ..tokenizers.registry import describe, describe_tokenizer, load_tokenizer, require_tokenizer
-from ..tokenizers.spec import UserError, did_you_mean
-from ..tokenizers.tokenizer import Description, Mode, Tokenizer, TokenizerConfig, fingerprint_hash
+from ..tokenizers.registry import describe, describe_tokenizer, load_tokenizer, require_tokenizer, takes_codebook
+from ..tokenizers.spec import StreamSpec, UserError, did_you_mean
+from ..tokenizers.tokenizer import Description, Mode, Output, SourceStream, TokenizerConfig, fingerprint_hash
+from ..tokenizers.unit_bpe import UnitModel
 from .audio import DECODER_VERSION
 from .policy import CorpusPolicy
 from .resample import VERSION as RESAMPLER_VERSION
 
 STREAMS = "streams"
 CODEBOOKS = "codebooks"
+_OF_WAVEFORMS = ("decoder", "resampler", "transforms", "separator")  # of a full fingerprint: no tokenizer's
 
 
 class StreamMismatch(UserError):
@@ -29,42 +34,126 @@ class StreamConfig:
     name: str
     tokenizer: TokenizerConfig
     codebook: str | None = None  # of the root; None: the one of the tokenizer's name, or the tokenizer's own
+    of: str | None = None  # of derived tokens: the stream that they are made of
 
     @property
     def codebook_name(self) -> str | None:
-        """The codebook of the root that the stream uses, or None if its tokenizer has codebooks of its own."""
-        name = self.tokenizer.tokenizer
-        return (self.codebook or name) if require_tokenizer(name).needs_codebook else self.codebook
+        """The codebook or the model of units of the root that the stream uses, or None if it needs none."""
+        needed = takes_codebook(self.tokenizer) or require_tokenizer(self.tokenizer.tokenizer).needs_units
+        if self.codebook is None and needed:
+            return self.tokenizer.tokenizer
+        return self.codebook
 
     @property
     def folder(self) -> str:
         return f"{STREAMS}/{self.name}"
 
 
-def load_stream_tokenizer(root: Root, stream: StreamConfig, *, device: str) -> Tokenizer:
-    """The tokenizer of a stream, with its codebook from the root. Raises `UserError`."""
+def load_stream_tokenizer(root: Root, stream: StreamConfig, beside: Sequence[StreamConfig] = (), *, device: str) -> Any:
+    """The tokenizer of a stream, with its codebook from the root: see `TokenizerEntry`.
+
+    `beside` are the streams of the run, which come before those of the root as what it is made of. Raises `UserError`.
+    """
+    _require_source_named(stream)
+    source = _source(root, stream, beside, frozenset())
     name, codebook = _stream_codebook(root, stream)
-    return load_tokenizer(stream.tokenizer, codebook, codebook_name=name, device=device)
+    return load_tokenizer(stream.tokenizer, codebook, codebook_name=name, source=source, device=device)
 
 
-def describe_stream(root: Root, stream: StreamConfig) -> Description:
-    """What a stream's tokenizer will be, without building its model. Raises `UserError`."""
-    describe(stream.tokenizer)  # what is wrong with it is told before a codebook that it lacks
+def describe_stream(
+    root: Root, stream: StreamConfig, beside: Sequence[StreamConfig] = (), *, made_later: Collection[str] = ()
+) -> Description:
+    """What a stream's tokenizer will be, without building its model. Raises `UserError`.
+
+    `made_later` are codebooks that need not be there yet: a stream of one of these is described without its part.
+    """
+    _require_source_named(stream)
+    described = describe(stream.tokenizer)  # what is wrong with it is told before a codebook that it lacks
+    source = _source(root, stream, beside, made_later)
+    if stream.codebook_name in made_later and takes_codebook(stream.tokenizer):
+        return described
     name, codebook = _stream_codebook(root, stream)
-    return describe_tokenizer(stream.tokenizer, codebook, codebook_name=name)
+    return describe_tokenizer(stream.tokenizer, codebook, codebook_name=name, source=source)
 
 
-def _stream_codebook(root: Root, stream: StreamConfig) -> tuple[str, Codebook | None]:
-    name = stream.codebook_name
-    if not require_tokenizer(stream.tokenizer.tokenizer).needs_codebook and name is not None:
-        raise UserError(f"Tokenizer {stream.tokenizer.tokenizer} has codebooks of its own: leave out {name!r}.")
+def sources_first(streams: Sequence[StreamConfig]) -> list[StreamConfig]:
+    """The streams, each after the one that it is made of. Raises `UserError` if they are made of one another."""
+    left, done = list(streams), list[StreamConfig]()
+    while left:
+        waiting = {stream.name for stream in left}
+        ready = [stream for stream in left if stream.of not in waiting]
+        if not ready:
+            told = ", ".join(f"{stream.name} of {stream.of}" for stream in left)
+            raise UserError(f"Streams are made of one another: {told}. One has to begin with audio or text.")
+        done += ready
+        left = [stream for stream in left if stream.of in waiting]
+    return done
+
+
+def _require_source_named(stream: StreamConfig) -> None:
+    """Raise `UserError` unless a stream says what it is made of if, and only if, it is made of another."""
+    name, takes = stream.tokenizer.tokenizer, require_tokenizer(stream.tokenizer.tokenizer).takes
+    if takes == "codes" and stream.of is None:
+        raise UserError(f"Tokenizer {name} makes tokens of another stream's codes: add of=STREAM.")
+    if takes != "codes" and stream.of is not None:
+        raise UserError(f"Tokenizer {name} takes {takes}, no other stream: leave out of={stream.of}.")
+
+
+def _source(
+    root: Root, stream: StreamConfig, beside: Sequence[StreamConfig], made_later: Collection[str]
+) -> SourceStream | None:
+    """What a stream is made of, or None if it is of audio or text. Raises `UserError` for what it cannot be made of."""
+    if stream.of is None:
+        return None
+    named = {each.name: each for each in sources_first(beside)}
+    if stream.of in named:
+        described = describe_stream(root, named[stream.of], beside, made_later=made_later)
+        source = _source_stream(stream.of, described.spec, described.fingerprint)
+    else:
+        require_stream_name(stream.of)
+        snapshot = read_snapshot(root, f"{STREAMS}/{stream.of}")
+        if snapshot is None:
+            there = sorted({*named, *list_streams(root)} - {stream.name})
+            raise UserError(
+                f"There is no stream {stream.of!r} to make {stream.name!r} of, neither in this run nor in {root}; "
+                f"there are: {', '.join(there) or 'none'}.{did_you_mean(stream.of, there)}"
+            )
+        source = source_of_table(stream.of, snapshot)
+    if source.spec.dim:
+        raise UserError(
+            f"Stream {stream.name!r} cannot be made of {stream.of!r}, which holds frames of {source.spec.dim} numbers. "
+            "Name a stream of codes."
+        )
+    return source
+
+
+def source_of_table(name: str, snapshot: Snapshot) -> SourceStream:
+    """What derived tokens are told of a stream of the root: the same as of one that is being made."""
+    return _source_stream(name, stream_spec(snapshot), snapshot.metadata["fingerprint"])
+
+
+def _source_stream(name: str, spec: StreamSpec, fingerprint: dict[str, str]) -> SourceStream:
+    parts = {part: value for part, value in without_revision(fingerprint).items() if part not in _OF_WAVEFORMS}
+    return SourceStream(name, spec, parts)
+
+
+def _stream_codebook(root: Root, stream: StreamConfig) -> tuple[str, Codebook | UnitModel | None]:
+    name, entry = stream.codebook_name, require_tokenizer(stream.tokenizer.tokenizer)
     if name is None:
         return "", None
+    if entry.needs_units:
+        return name, read_unit_model(root, name)
+    if entry.takes != "audio":
+        raise UserError(f"Tokenizer {stream.tokenizer.tokenizer} takes no codebook: leave out {name!r}.")
+    if not entry.needs_codebook:
+        raise UserError(f"Tokenizer {stream.tokenizer.tokenizer} has codebooks of its own: leave out {name!r}.")
     return name, load_codebook(root, name, stream.tokenizer)
 
 
 def full_fingerprint(fingerprint: dict[str, str], corpus: Snapshot) -> dict[str, str]:
-    """A tokenizer's fingerprint with the rules that turned files into its waveforms."""
+    """A tokenizer's fingerprint with the rules that turned files into its waveforms, where it takes any."""
+    if "text" in fingerprint:
+        return dict(fingerprint)
     policy = CorpusPolicy.from_json(corpus.metadata["policy"])
     return {
         **fingerprint,
@@ -82,9 +171,14 @@ def stream_config(
     metadata = snapshot.metadata
     config = dict(metadata["tokenizer"])
     moved = {"weights": weights, "revision": None} if weights else {}
-    here = {"mode": Mode(config["mode"]), "local_files_only": local_files_only}
+    output = config.get("output")  # tables from before there were others have none
+    here = {
+        "mode": Mode(config["mode"]),
+        "output": None if output is None else Output(output),
+        "local_files_only": local_files_only,
+    }
     tokenizer = TokenizerConfig(**{**config, **here, **moved})
-    return StreamConfig(name=name, tokenizer=tokenizer, codebook=metadata["codebook"])
+    return StreamConfig(name=name, tokenizer=tokenizer, codebook=metadata["codebook"], of=metadata.get("of"))
 
 
 def open_stream_tokenizer(
@@ -95,7 +189,7 @@ def open_stream_tokenizer(
     *,
     weights: str | None = None,
     local_files_only: bool = False,
-) -> Tokenizer:
+) -> Any:
     """The tokenizer that a stream was made with, on the CPU, in a process set to one thread as workers are.
 
     `weights` says where its weights are now, if they have moved. Raises `StreamMismatch` if it is no longer the same.
@@ -175,7 +269,26 @@ def _read_codebook(root: Root, name: str) -> Codebook:
 
 
 def _missing(root: Root, name: str) -> str:
-    named = [file.removesuffix(".safetensors") for file in root.list(CODEBOOKS)]
+    named = [file.removesuffix(".safetensors") for file in root.list(CODEBOOKS) if file.endswith(".safetensors")]
     return (
         f"There is no codebook {name!r} in {root}; there are: {', '.join(named) or 'none'}.{did_you_mean(name, named)}"
     )
+
+
+def unit_model_file(name: str) -> str:
+    """Where the model of units of a name lies. Raises `UserError` for what cannot be a name."""
+    require_stream_name(name)
+    return f"{CODEBOOKS}/{name}.json"
+
+
+def read_unit_model(root: Root, name: str) -> UnitModel:
+    """A model of units of the root. Raises `UserError` if there is none by that name."""
+    relative = unit_model_file(name)
+    try:
+        return UnitModel.from_bytes(root.read_bytes(relative), name=root.join(relative))
+    except FileNotFoundError as error:
+        named = [file.removesuffix(".json") for file in root.list(CODEBOOKS) if file.endswith(".json")]
+        raise UserError(
+            f"There is no model of units {name!r} in {root}; there are: {', '.join(named) or 'none'}."
+            f"{did_you_mean(name, named)} Fit it first: wavemill units fit {root} STREAM --name {name}"
+        ) from error

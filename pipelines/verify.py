@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..storage.codes import ShardCodes, list_streams, open_stream, read_codes, stream_spec
 from ..storage.parquet import CorruptFile, read_parquet
@@ -15,11 +16,13 @@ from ..storage.stores import StoreTrouble
 from ..storage.table import Snapshot
 from ..tokenizers.compare import Comparison, compare_codes
 from ..tokenizers.numerics import numerics_class
-from ..tokenizers.spec import RunFailed, StreamSpec, UserError, num_frames
-from ..tokenizers.tokenizer import Mode, Tokenizer
+from ..tokenizers.spec import RunFailed, Sound, StreamSpec, UserError, chunk_frames, num_frames
+from ..tokenizers.tokenizer import Mode, TextTokenizer, Tokenizer, Tokens, UnitTokenizer
+from .derived import hearing_ones
 from .entries import AudioError
 from .reading import Reader, Row, open_reader
 from .resample import resampled_length
+from .stored import stored_tokens
 from .streams import open_stream_tokenizer
 from .tokenize import encode_segment
 
@@ -83,7 +86,7 @@ def verify(
         good = [(_hash(seed, row["id"]), row, place) for place, row in enumerate(rows) if row["error"] is None]
         chosen = sorted(chosen + good, key=lambda entry: entry[0])[:sample]
         on_shard(len(rows), sum(row["duration_s"] for row in rows))
-    tokenizers: dict[str, Tokenizer] = {}
+    tokenizers: dict[str, Any] = {}
     for name, snapshot in streams.items():
         try:
             moved = (weights or {}).get(name)
@@ -110,7 +113,7 @@ def _check_shard(root: Root, name: str, snapshot: Snapshot, shard: int, rows: li
     verdict.files += 1
     where = f"stream {name}, shard {shard}"
     try:
-        codes = read_codes(root, snapshot, shard)
+        codes = read_codes(root, snapshot, shard, more=True)
     except CorruptFile as error:
         verdict.blame(f"{where}: {error}")
         return
@@ -133,55 +136,124 @@ def _row_problem(codes: ShardCodes, place: int, row: Row, spec: StreamSpec) -> s
         return None if frames is None else "it has an error and a number of frames"
     if row["error"] is not None:
         return f"the corpus says {row['error']}, the stream has codes"
-    expected = num_frames(resampled_length(row["num_samples"], row["sample_rate"], spec.sample_rate), spec)
+    num_samples = resampled_length(row["num_samples"], row["sample_rate"], spec.sample_rate)
+    expected = num_frames(num_samples, spec) if spec.has_clock else frames
     codes_KT = codes.codes(place) if _equal_lengths(codes, place) else None
     if codes_KT is None or frames != expected or codes_KT.shape[1] != expected:
         return f"it has {frames} frames, the frame rule gives {expected}"
+    more = [codes.frames(place)] if spec.dim else []
+    more += [codes.durations(place)] if spec.durations else []
+    if any(each is None or len(each) != expected for each in more):
+        return f"it has {frames} frames, and another number of what belongs to each"
+    if spec.chunk_length:
+        scales_C, num_chunks = codes.scales(place), len(chunk_frames(num_samples, spec))
+        if scales_C is None or len(scales_C) != num_chunks:
+            return f"it has loudness scales of another number of chunks than the {num_chunks} of its length"
     if codes_KT.size and (codes_KT.min() < 0 or codes_KT.max() >= spec.codebook_size):
         return f"it has codes outside 0 to {spec.codebook_size - 1}"
     return None
 
 
 def _equal_lengths(codes: ShardCodes, place: int) -> bool:
-    return len({int(offsets[place + 1] - offsets[place]) for _, offsets in codes.books}) == 1
+    return len({int(offsets[place + 1] - offsets[place]) for _, offsets in codes.books}) <= 1
 
 
 def _compare_again(
     root: Root,
     streams: dict[str, Snapshot],
-    tokenizers: dict[str, Tokenizer],
+    tokenizers: dict[str, Any],
     chosen: list[tuple[int, Row, int]],
     reader: Reader,
     verdict: Verdict,
 ) -> None:
-    streams = {name: streams[name] for name in tokenizers}
-    rates = {tokenizer.spec.sample_rate for tokenizer in tokenizers.values()}
+    hearing = hearing_ones(tokenizers)
+    sounds = {tokenizer.spec.sound for tokenizer in hearing.values()}
     for shard, members in _by_shard(chosen):
         stored = {
             name: codes for name, snapshot in streams.items() if (codes := _try_read(root, snapshot, shard)) is not None
         }
         for row, place in members:
-            result = _read_again(row, rates, reader)
+            written = {name: stored_tokens(codes, place) for name, codes in stored.items()}
+            heard = [name for name in stored if name in hearing]
+            result = _read_again(row, sounds, reader) if heard else {}
+            waveforms: dict[Any, Tensor] = {} if isinstance(result, AudioError) else result
+            again: dict[str, Tokens | None] = {}
             if isinstance(result, AudioError):
-                for name, codes in stored.items():
-                    if codes.errors[place] is None:
+                for name in heard:
+                    if written[name] is not None:
                         verdict.blame(f"stream {name}, segment {row['id']}: its audio cannot be read now ({result})")
-                continue
-            verdict.tokenized_again += 1
-            again = encode_segment(result, {name: tokenizers[name] for name in stored})
-            for name, codes in stored.items():
-                stored_KT = codes.codes(place)
-                if stored_KT is None or stored_KT.shape != tuple(again[name].shape):
+            else:
+                verdict.tokenized_again += 1
+                again |= encode_segment(waveforms, {name: hearing[name] for name in heard})
+            again |= _made_of_others(tokenizers, streams, row, written, verdict)
+            for name, ours in again.items():
+                theirs = written[name]
+                if ours is None and theirs is None:
+                    continue
+                if ours is None or theirs is None or _shapes(ours) != _shapes(theirs):
                     verdict.blame(f"stream {name}, segment {row['id']}: tokenized alone it has codes of another shape")
                     continue
-                waveform_N = result[tokenizers[name].spec.sample_rate]
-                found = compare_codes(tokenizers[name], waveform_N, again[name], torch.from_numpy(stored_KT).long())
+                waveform = waveforms[tokenizers[name].spec.sound] if name in hearing else None
+                found = _compare(tokenizers[name], waveform, ours, theirs)
                 _judge(name, row, found, streams[name], verdict)
 
 
-def _read_again(row: Row, rates: set[int], reader: Reader) -> Any:
+def _made_of_others(
+    tokenizers: dict[str, Any],
+    streams: dict[str, Snapshot],
+    row: Row,
+    written: dict[str, Tokens | None],
+    verdict: Verdict,
+) -> dict[str, Tokens | None]:
+    """What a segment has again, by stream, of its text and of what is written of other streams.
+
+    Blames derived tokens that do not give back what they were made of.
+    """
+    again: dict[str, Tokens | None] = {}
+    for name, ours in written.items():
+        tokenizer = tokenizers.get(name)
+        of = streams[name].metadata.get("of")
+        if isinstance(tokenizer, TextTokenizer):
+            with torch.inference_mode():
+                again[name] = tokenizer.tokens_of_text(row["text"])
+        elif isinstance(tokenizer, UnitTokenizer) and of in written:  # if not, its shard is damaged: blamed already
+            source = written[of]
+            again[name] = None if source is None else tokenizer.tokens_of_tokens(source)
+            if source is not None and ours is not None and not _gives_back(tokenizer, ours, source):
+                verdict.blame(f"stream {name}, segment {row['id']}: its codes do not give back those of stream {of}")
+    return again
+
+
+def _gives_back(tokenizer: UnitTokenizer, tokens: Tokens, source: Tokens) -> bool:
+    return torch.equal(tokenizer.source_of(tokens), source.codes_KT.long())
+
+
+def _compare(tokenizer: Any, waveform: Tensor | None, ours: Tokens, stored: Tokens) -> Comparison:
+    """Codes, of which those may differ that are near-ties; and what there is beside them, which may not."""
+    found = Comparison()
+    if isinstance(tokenizer, Tokenizer) and waveform is not None:
+        found += compare_codes(tokenizer, waveform, ours.codes_KT, stored.codes_KT)
+    else:
+        found += _same(ours.codes_KT, stored.codes_KT)
+    for part in ("frames_TD", "durations_T", "scales_C"):
+        if getattr(ours, part) is not None:
+            found += _same(getattr(ours, part), getattr(stored, part))
+    return found if ours.text == stored.text else found + Comparison(num_codes=1, num_different=1, mismatches=1)
+
+
+def _same(ours: Tensor, stored: Tensor) -> Comparison:
+    different = int((ours != stored).sum())
+    return Comparison(num_codes=ours.numel(), num_different=different, mismatches=different)
+
+
+def _shapes(tokens: Tokens) -> list[tuple[int, ...]]:
+    parts = (tokens.codes_KT, tokens.frames_TD, tokens.durations_T, tokens.scales_C)
+    return [tuple(part.shape) for part in parts if part is not None]
+
+
+def _read_again(row: Row, sounds: set[Sound], reader: Reader) -> Any:
     try:
-        return next(reader.read([row], rates))
+        return next(reader.read([row], sounds))
     except StoreTrouble:
         raise
     except RunFailed as error:  # the whole source is gone: here a finding like others
@@ -212,7 +284,7 @@ def _by_shard(chosen: list[tuple[int, Row, int]]) -> Iterator[tuple[int, list[tu
 
 def _try_read(root: Root, snapshot: Snapshot, shard: int) -> ShardCodes | None:
     try:
-        return read_codes(root, snapshot, shard) if shard in snapshot.files else None
+        return read_codes(root, snapshot, shard, more=True) if shard in snapshot.files else None
     except CorruptFile:
         return None  # blamed already
 

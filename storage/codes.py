@@ -1,6 +1,7 @@
 """A shard of a stream read back: flat arrays of codes, one view per segment."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from ..tokenizers.spec import StreamSpec, UserError, did_you_mean
 from .parquet import read_parquet
 from .root import Root
-from .schema import code_columns, require_stream_name, stream_schema
+from .schema import code_columns, more_columns, require_stream_name, stream_schema
 from .table import Snapshot, read_snapshot
 
 CORPUS = "corpus"
@@ -17,19 +18,45 @@ CORPUS = "corpus"
 
 @dataclass(frozen=True, slots=True)
 class ShardCodes:
-    """Rows of one shard in the order of the corpus. `books[k]` holds (values, offsets) of codebook k."""
+    """Rows of one shard in the order of the corpus. `books[k]` holds (values, offsets) of codebook k.
+
+    What a stream has beside codes is there if it was read, by column: see `schema.more_columns`.
+    """
 
     ids: list[str]
     num_frames: list[int | None]
     errors: list[str | None]
     error_messages: list[str | None]
     books: list[tuple[NDArray[np.integer], NDArray[np.int32]]]
+    dim: int = 0  # of frames
+    more: dict[str, list[Any]] = field(default_factory=dict)
 
     def codes(self, row: int) -> NDArray[np.integer] | None:
         """Codes `[K, T]` of a row, or None where it has an error."""
         if self.errors[row] is not None:
             return None
+        if not self.books:
+            return np.empty((0, self.num_frames[row] or 0), dtype=np.int16)
         return np.stack([values[offsets[row] : offsets[row + 1]] for values, offsets in self.books])
+
+    def frames(self, row: int) -> NDArray[np.float16] | None:
+        """Frames `[T, dim]` of a row of a continuous stream, or None where it has an error. Raises `ValueError`."""
+        content = self.more["frames"][row]
+        return None if content is None else np.frombuffer(content, dtype="<f2").reshape(-1, self.dim)
+
+    def durations(self, row: int) -> NDArray[np.int32] | None:
+        """How many frames each frame of a row stands for, `[T]`, or None where it has an error."""
+        durations = self.more["durations"][row]
+        return None if durations is None else np.asarray(durations, dtype=np.int32)
+
+    def scales(self, row: int) -> NDArray[np.float32] | None:
+        """The loudness of each chunk of a row, or None where it has an error."""
+        scales = self.more["chunk_scales"][row]
+        return None if scales is None else np.asarray(scales, dtype=np.float32)
+
+    def text(self, row: int) -> str | None:
+        """The text of a row; None where it has none."""
+        return self.more["text"][row]
 
 
 def stream_folder(name: str) -> str:
@@ -65,11 +92,17 @@ def open_stream(root: Root, name: str, *, version: int | None = None) -> Snapsho
     return snapshot
 
 
-def read_codes(root: Root, snapshot: Snapshot, shard: int, *, num_codebooks: int | None = None) -> ShardCodes:
-    """One shard's rows with the first `num_codebooks` codebooks (all by default); other columns are not read."""
+def read_codes(
+    root: Root, snapshot: Snapshot, shard: int, *, num_codebooks: int | None = None, more: bool = False
+) -> ShardCodes:
+    """One shard's rows with the first `num_codebooks` codebooks (all by default); other columns are not read.
+
+    With `more`, what the stream has beside codes is.
+    """
     spec = stream_spec(snapshot)
     books = code_columns(spec.num_codebooks if num_codebooks is None else num_codebooks)
-    columns = ["id", "num_frames", "error", "error_message", *books]
+    others = more_columns(spec) if more else []
+    columns = ["id", "num_frames", "error", "error_message", *books, *others]
     table = read_parquet(root, snapshot.path(shard), schema=stream_schema(spec), columns=columns)
     return ShardCodes(
         ids=table["id"].to_pylist(),
@@ -77,6 +110,8 @@ def read_codes(root: Root, snapshot: Snapshot, shard: int, *, num_codebooks: int
         errors=table["error"].to_pylist(),
         error_messages=table["error_message"].to_pylist(),
         books=[flat_values(table[name]) for name in books],
+        dim=spec.dim,
+        more={name: table[name].to_pylist() for name in others},
     )
 
 

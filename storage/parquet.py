@@ -21,6 +21,7 @@ from .root import Root
 
 DICTIONARY_LIMIT = 4_096  # codebooks up to this size are bit-packed as dictionary indices
 _ROW_GROUP_ROWS = 65_536
+_NEVER_ALIKE = ("id", "frames", "text")
 _HASHES = b"wavemill.hashes"  # of the footer's metadata: one hash for each column of each row group
 _HASH_DIGITS = 16
 _MAGIC = b"PAR1"
@@ -38,7 +39,7 @@ def parquet_bytes(table: pa.Table, *, codebook_size: int = 0) -> bytes:
     code for 1,024 centroids), larger ones BYTE_STREAM_SPLIT; all under zstd-1 with a checksum per page.
     """
     codes = [f"{name}.list.element" for name in table.column_names if name.startswith("codes_")]
-    others = [name for name in table.column_names if not name.startswith("codes_") and name != "id"]
+    others = [name for name in table.column_names if not name.startswith("codes_") and name not in _NEVER_ALIKE]
     split = codebook_size > DICTIONARY_LIMIT
     num_groups = max(1, -(-table.num_rows // _ROW_GROUP_ROWS))
     unknown = b"?" * (_HASH_DIGITS * table.num_columns * num_groups)
@@ -107,6 +108,11 @@ class ParquetShard:
 
         table = read() if self._content is not None else _twice(self._root, read)
         return table.cast(pa.schema([self._schema.field(name) for name in columns]))
+
+    def key_values(self) -> dict[bytes, bytes]:
+        """What the footer says beside the columns; no more of the file is read."""
+        with _told(self._root, self._relative):
+            return dict(self._metadata.metadata or {})
 
     def _checked(self, columns: Sequence[str]) -> pa.Buffer:
         """The file with these columns in it, compared with their hashes; all of it, where its content is at hand."""

@@ -57,7 +57,10 @@ _STREAM_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 
 def stream_schema(spec: StreamSpec) -> pa.Schema:
-    """One row per segment: codes or an error. One column per codebook, so that a reader takes only what it wants."""
+    """One row per segment: codes or an error. One column per codebook, so that a reader takes only what it wants.
+
+    Frames of a continuous stream are `[T, dim]` numbers, raw float16, little-endian.
+    """
     code = pa.int16() if spec.codebook_size <= 32_768 else pa.int32()
     codes = pa.list_(pa.field("element", code, nullable=False))  # never null: read 1.3 times as fast
     return pa.schema(
@@ -68,8 +71,28 @@ def stream_schema(spec: StreamSpec) -> pa.Schema:
             pa.field("error", pa.string()),
             pa.field("error_message", pa.string()),
             *(pa.field(name, codes) for name in code_columns(spec.num_codebooks)),
+            *(pa.field(name, _MORE[name]) for name in more_columns(spec)),
         ]
     )
+
+
+_MORE = {
+    "frames": pa.binary(),
+    "durations": pa.list_(pa.field("element", pa.int32(), nullable=False)),
+    "chunk_scales": pa.list_(pa.field("element", pa.float32(), nullable=False)),
+    "text": pa.string(),
+}
+
+
+def more_columns(spec: StreamSpec) -> list[str]:
+    """The columns that a stream has beside codes."""
+    has = {
+        "frames": spec.dim > 0,
+        "durations": spec.durations,
+        "chunk_scales": spec.chunk_length > 0,
+        "text": spec.text,
+    }
+    return [name for name, there in has.items() if there]
 
 
 def code_columns(num_codebooks: int) -> list[str]:

@@ -137,6 +137,7 @@ def select(
         window_bytes=window_bytes,
     )
     _require_corpus(selection)
+    _require_clock(selection)
     _require_vocabulary(selection)
     return selection
 
@@ -148,7 +149,13 @@ def filter_columns(where: Any) -> list[str]:
 
 
 def _books(name: str, snapshot: Snapshot, count: int | None) -> int:
-    there = stream_spec(snapshot).num_codebooks
+    spec = stream_spec(snapshot)
+    if spec.dim:
+        raise UserError(
+            f"Stream {name!r} holds frames of {spec.dim} numbers, not codes. Read its shards with "
+            "storage.codes.read_codes(..., more=True), or export it."
+        )
+    there = spec.num_codebooks
     if count is None:
         return there
     if not 1 <= count <= there:
@@ -216,6 +223,20 @@ def _require_corpus(selection: Selection) -> None:
             f"The corpus (version {corpus.version}) lacks {len(missing)} shard(s) of the streams, the first being "
             f"{missing[0]}. Name a newer version of it."
         )
+
+
+def _require_clock(selection: Selection) -> None:
+    """Raise `UserError` for a layout of a chunked stream that does not say that it takes one."""
+    layout = selection.pack and selection.pack.layout
+    if layout is None or getattr(layout, "takes_chunks", False):
+        return
+    for name, spec in selection.specs.items():
+        if spec.chunk_length and getattr(layout, "stream", name) == name:
+            raise UserError(
+                f"Stream {name!r} is made of chunks that overlap: frames of two then stand for the same samples. The "
+                "layout does not say that it takes such a stream; give a function of your own that has "
+                "`takes_chunks = True`, or read the stream without a pack."
+            )
 
 
 def _require_vocabulary(selection: Selection) -> None:

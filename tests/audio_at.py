@@ -4,18 +4,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from wavemill.pipelines.audio import Limits, Probe, Span
 from wavemill.pipelines.decoder import Decoder, DecoderSettings
 from wavemill.pipelines.entries import AudioError
-from wavemill.pipelines.reading import Reader, Waveforms
+from wavemill.pipelines.reading import Reader
 from wavemill.pipelines.recordings import Opener, Place
 from wavemill.storage.root import Root
+from wavemill.tokenizers.spec import Sound
 
 _NO_ROOT = Root("/nonexistent")
 _DECODER = Decoder(DecoderSettings())  # started when first used, gone when the tests are
 _READER = Reader(_NO_ROOT)
-_PLAIN = {"source": "x", "member": "", "member_offset": None, "version": None, "channel": "mix"}
-_PLAIN |= {"separated": None, "gain_db": None}
+PLAIN = {"source": "x", "member": "", "member_offset": None, "version": None, "channel": "mix"}
+PLAIN |= {"separated": None, "gain_db": None}
 
 
 def probe_at(path: str | Path, limits: Limits | None = None) -> Probe:
@@ -25,7 +27,9 @@ def probe_at(path: str | Path, limits: Limits | None = None) -> Probe:
         return _DECODER.probe(opened, limits or Limits())
 
 
-def read_at(path: str | Path, spans: Sequence[Span], sample_rates: Iterable[int]) -> list[Waveforms | AudioError]:
+def read_at(
+    path: str | Path, spans: Sequence[Span], sample_rates: Iterable[int]
+) -> list[dict[int, Tensor] | AudioError]:
     """Waveforms or an error for each span of a file that can be probed."""
     header = probe_at(path)
     rows = [
@@ -50,6 +54,10 @@ def whole_at(path: str | Path, sample_rate: int) -> Any:
     return found[sample_rate]
 
 
-def read_rows(rows: Iterable[dict[str, Any]], sample_rates: Iterable[int]) -> list[Waveforms | AudioError]:
-    """Waveforms or an error for each row; what rows leave out is as in a plain file."""
-    return list(_READER.read([_PLAIN | row for row in rows], sample_rates))
+def read_rows(rows: Iterable[dict[str, Any]], sample_rates: Iterable[int]) -> list[dict[int, Tensor] | AudioError]:
+    """Mono by sample rate or an error for each row; what rows leave out is as in a plain file."""
+    results = _READER.read([PLAIN | row for row in rows], map(Sound, sample_rates))
+    return [
+        result if isinstance(result, AudioError) else {sound.sample_rate: mono_N for sound, mono_N in result.items()}
+        for result in results
+    ]

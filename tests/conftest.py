@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import weights_lyra
 from filelock import FileLock
 from object_store import Swift, require_swift, start_swift
 from wavemill.jobs.cli import main
@@ -46,6 +47,12 @@ def dev_recordings() -> Path:
     if not (SHARED / "MANIFEST.csv").exists():
         pytest.skip("needs the development recordings, which are not beside this clone")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def lyra_weights() -> Path:
+    """Lyra's published files beside the repository; tests that need them are skipped elsewhere."""
+    return weights_lyra.require()
 
 
 @pytest.fixture(scope="session")

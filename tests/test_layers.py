@@ -19,8 +19,10 @@ HEAVY = {
     "deltalake": {"storage/table.py"},
     "webdataset": {"pipelines/export.py"},
     "transformers": {"tokenizers/hub.py"},
+    "tokenizers": {"tokenizers/unit_bpe.py"},
     "huggingface_hub": {"tokenizers/hub.py"},
     "silero_vad": {"pipelines/vad.py"},
+    "ai_edge_litert": {"tokenizers/lyra.py"},
     "matplotlib": {"jobs/canvas.py"},
     "triton": {"tokenizers/quantize_kernels.py"},
 }

@@ -79,6 +79,15 @@ def oracle(folder: Path, waveform_N: Tensor) -> Tensor:
         return model.encode(taken["input_values"], taken["padding_mask"], bandwidth).audio_codes[0, 0]
 
 
+def oracle_latents(folder: Path, waveform_N: Tensor) -> Tensor:
+    """What is quantized, `[T, D]`, by transformers' own feature extractor and model."""
+    model, extractor = _loaded(folder)
+    taken = extractor(waveform_N.numpy(), sampling_rate=24_000, return_tensors="pt")
+    with torch.inference_mode():
+        out = model.encoder(taken["input_values"])
+    return (out.latents if model.config.model_type == "mimi" else out)[0].t()
+
+
 def oracle_sound(folder: Path, codes_KT: Tensor) -> Tensor:
     """Samples by transformers' own decoder."""
     model, _ = _loaded(folder)

@@ -56,6 +56,14 @@ def oracle(folder: Path, waveform_N: Tensor) -> Tensor:
         return model.encode(taken["input_values"]).audio_codes[0]
 
 
+def oracle_latents(folder: Path, waveform_N: Tensor) -> Tensor:
+    """What is quantized, `[T, D]`, by transformers' own feature extractor and model."""
+    model, extractor = _loaded(folder)
+    taken = extractor(waveform_N.numpy(), sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    with torch.inference_mode():
+        return model.encoder(taken["input_values"])[0].t()
+
+
 def oracle_sound(folder: Path, codes_KT: Tensor) -> Tensor:
     """Samples by transformers' own decoder."""
     model, _ = _loaded(folder)

@@ -1,4 +1,4 @@
-"""Random weights of HuBERT, WavLM and wav2vec 2.0 in the layout of the published ones, and features by transformers.
+"""Random weights of HuBERT, WavLM, wav2vec 2.0 and data2vec as the published ones lie in folders, and their features.
 
 Fresh weights hide mistakes: norms that change nothing, biases of zero, frames that are all alike. Here all of them
 vary, and the rows of wav2vec 2.0's quantizer are frames of the model's own, so that its codes are used.
@@ -18,8 +18,13 @@ from wavemill.tokenizers.registry import REGISTRY
 
 _PUBLISHED = Path(__file__).parent / "published"
 _SPEECH = Path(__file__).parents[1] / "jobs" / "samples" / "speech"
-_MODELS = {"hubert": "HubertModel", "wavlm": "WavLMModel", "wav2vec2": "Wav2Vec2Model"}
-_SMALL = {
+_MODELS = {
+    "hubert": "HubertModel",
+    "wavlm": "WavLMModel",
+    "wav2vec2": "Wav2Vec2Model",
+    "data2vec-audio": "Data2VecAudioModel",
+}
+SMALL = {
     "hidden_size": 32,
     "num_attention_heads": 4,
     "intermediate_size": 64,
@@ -35,7 +40,7 @@ def make(name: str, folder: Path, *, small: bool, seed: int = 0, **changes: Any)
     preprocessor = changes.pop("preprocessor", {})
     fields = {**published["model"]}
     if small:
-        fields |= {**_SMALL, "num_hidden_layers": (REGISTRY[name].layer or 0) + 1}
+        fields |= {**SMALL, "num_hidden_layers": (REGISTRY[name].layer or 0) + 1}
         fields |= _CODES if fields["model_type"] == "wav2vec2" else {}
     fields |= changes
     torch.manual_seed(seed)
@@ -48,7 +53,7 @@ def make(name: str, folder: Path, *, small: bool, seed: int = 0, **changes: Any)
     extractor = transformers.Wav2Vec2FeatureExtractor(**published["preprocessor"])
     values = extractor(speech(20).numpy(), sampling_rate=16_000, return_tensors="pt").input_values
     base = model.wav2vec2 if name == "wav2vec2-codes" else model
-    _spread_input(base, values)
+    spread_input(base, values)
     for layer in base.encoder.layers:  # deep models that norm last would forget their input
         layer.attention.out_proj.weight.mul_(0.5)
         layer.feed_forward.output_dense.weight.mul_(0.5)
@@ -99,7 +104,7 @@ def _codes(model: Any, values: Tensor) -> Tensor:
 def spread(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         module.weight.normal_(std=0.8 * module.in_features**-0.5)
-    if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+    if isinstance(module, nn.LayerNorm | nn.GroupNorm) and module.weight is not None:
         module.weight.normal_(mean=1.0, std=0.2)
     if isinstance(module, nn.Embedding):
         module.weight.normal_(std=1.0)
@@ -109,7 +114,7 @@ def spread(module: nn.Module) -> None:
         module.gru_rel_pos_const.normal_(mean=1.0, std=0.3)
 
 
-def _spread_input(model: Any, values: Tensor) -> None:
+def spread_input(model: Any, values: Tensor) -> None:
     """Give the transformer frames of mean zero and deviation 1: convolutions leave a large part that all share."""
     projection = model.feature_projection.projection
     frames_TC = model.feature_projection.layer_norm(model.feature_extractor(values)[0].t())
@@ -130,8 +135,8 @@ def _fit_quantizer(model: Any, values: Tensor) -> None:
 
 @lru_cache(maxsize=2)  # the largest published models take 4 GB each
 def _loaded(folder: Path) -> tuple[Any, Any, str]:
-    name = json.loads((folder / "config.json").read_text())["for"]
-    architecture = name.partition("-")[0]
-    kind = "Wav2Vec2ForPreTraining" if name == "wav2vec2-codes" else _MODELS[architecture]
+    fields = json.loads((folder / "config.json").read_text())
+    name = fields["for"]
+    kind = "Wav2Vec2ForPreTraining" if name == "wav2vec2-codes" else _MODELS[fields["model_type"]]
     model = getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32).eval()
     return model, transformers.Wav2Vec2FeatureExtractor.from_pretrained(folder), name

@@ -12,7 +12,7 @@ which each segment fills so many positions (`valid`); what lies after them is an
 its padding over it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -25,12 +25,20 @@ from .spec import StreamSpec
 _MIN_CHUNK_FRAMES = 8  # what the first chunk reflects to its left (6 frames of EnCodec) must lie in it
 
 
-class CausalModel(Protocol):
-    """The four quarters of a codec: waveform to latents to codes, and back."""
+class LatentModel(Protocol):
+    """Waveform to latents, and latents to sound."""
 
     def latents(self, walk: "Walk", waveforms_B1N: Tensor, valid: list[int]) -> tuple[Tensor, list[int]]:
         """Latents `[B, D, T]` of a chunk and how many frames of each segment hold."""
         ...
+
+    def sound(self, walk: "Walk", latents_BDT: Tensor) -> Tensor:
+        """Samples `[B, 1, N]` of a chunk of latents."""
+        ...
+
+
+class CausalModel(LatentModel, Protocol):
+    """The four quarters of a codec: waveform to latents to codes, and back."""
 
     def quantize(self, frames_TD: Tensor) -> Tensor:
         """Codes `[K, T]` of float32 latents."""
@@ -44,13 +52,62 @@ class CausalModel(Protocol):
         """Latents `[T, D]` of the first K codebooks' codes."""
         ...
 
-    def sound(self, walk: "Walk", latents_BDT: Tensor) -> Tensor:
-        """Samples `[B, 1, N]` of a chunk of latents."""
-        ...
+
+class CausalLatents:
+    """A `LatentCodec` of a causal model, in chunks of `chunk_frames` with all state carried over.
+
+    Each waveform is multiplied by its `gain`, if there is one.
+    """
+
+    def __init__(
+        self,
+        model: LatentModel,
+        spec: StreamSpec,
+        *,
+        chunk_frames: int,
+        device: str = "cpu",
+        gain: Callable[[Tensor], float] | None = None,
+    ) -> None:
+        if chunk_frames < _MIN_CHUNK_FRAMES:
+            raise ValueError(f"chunks of {chunk_frames} frames; they must have {_MIN_CHUNK_FRAMES} or more")
+        self.spec = spec
+        self._chunk_frames = chunk_frames
+        self._device = device
+        self._gain = gain
+        self._latents = model.latents
+        self._synthesize = model.sound
+
+    def latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Chunks:
+        hop = self.spec.hop_length
+        walk = Walk()
+        gains = None if self._gain is None else torch.tensor([self._gain(waveform_N) for waveform_N in waveforms])
+        for begin in range(0, padded_length, self._chunk_frames * hop):
+            width = min(self._chunk_frames, -(-(padded_length - begin) // hop)) * hop
+            valid = [min(max(waveform_N.shape[0] - begin, 0), width) for waveform_N in waveforms]
+            if not any(valid):
+                return
+            # a copy of its own, too: convolutions' results may depend on the alignment of what they are given
+            chunk_B1N = torch.zeros(len(waveforms), 1, width)
+            for row_N, waveform_N, num_samples in zip(chunk_B1N[:, 0], waveforms, valid, strict=True):
+                row_N[:num_samples] = waveform_N[begin : begin + num_samples]
+            if gains is not None:
+                chunk_B1N *= gains[:, None, None]
+            latents_BDT, frames = self._latents(walk, chunk_B1N.to(self._device), valid)
+            yield latents_BDT.transpose(1, 2).float().contiguous(), frames
+
+    def synthesize(self, latents_TD: Tensor) -> Tensor:
+        return self._sound(latents_TD.to(self._device).split(self._chunk_frames) if len(latents_TD) else ())
+
+    @torch.inference_mode()
+    def _sound(self, chunks: Iterable[Tensor]) -> Tensor:
+        walk = Walk()
+        sound = [torch.empty(0)]
+        sound += [self._synthesize(walk, latents_TD.t()[None])[0, 0].cpu() for latents_TD in chunks]
+        return torch.cat(sound)
 
 
-class CausalCodec:
-    """A `Tokenizer` and `BatchTokenizer` of a causal model, in chunks of `chunk_frames` with all state carried over."""
+class CausalCodec(CausalLatents):
+    """A `Tokenizer` and `BatchTokenizer` of a causal model."""
 
     def __init__(
         self,
@@ -61,51 +118,27 @@ class CausalCodec:
         chunk_frames: int,
         device: str = "cpu",
     ) -> None:
-        if chunk_frames < _MIN_CHUNK_FRAMES:
-            raise ValueError(f"chunks of {chunk_frames} frames; they must have {_MIN_CHUNK_FRAMES} or more")
-        self.spec = spec
+        super().__init__(model, spec, chunk_frames=chunk_frames, device=device)
         self.fingerprint = fingerprint
         self._model = model
-        self._chunk_frames = chunk_frames
-        self._device = device
 
     def encode(self, waveform_N: Tensor) -> Tensor:
         return self.encode_batch([waveform_N], waveform_N.shape[0])[0]
 
     @torch.inference_mode()
     def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
-        latents = self._latents(waveforms, padded_length)
+        latents = self.latents(waveforms, padded_length)
         num_frames = [-(-waveform_N.shape[0] // self.spec.hop_length) for waveform_N in waveforms]
         return codes_of_chunks(latents, self._model.quantize, num_frames, self.spec.num_codebooks)
 
     @torch.inference_mode()
     def gaps(self, waveform_N: Tensor) -> Tensor:
-        latents = self._latents([waveform_N], waveform_N.shape[0])
+        latents = self.latents([waveform_N], waveform_N.shape[0])
         return gaps_of_chunks(latents, self._model.gaps, self.spec.num_codebooks)
 
-    def _latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Chunks:
-        hop = self.spec.hop_length
-        walk = Walk()
-        for begin in range(0, padded_length, self._chunk_frames * hop):
-            width = min(self._chunk_frames, -(-(padded_length - begin) // hop)) * hop
-            valid = [min(max(waveform_N.shape[0] - begin, 0), width) for waveform_N in waveforms]
-            if not any(valid):
-                return
-            # a copy of its own, too: convolutions' results may depend on the alignment of what they are given
-            chunk_B1N = torch.zeros(len(waveforms), 1, width)
-            for row_N, waveform_N, num_samples in zip(chunk_B1N[:, 0], waveforms, valid, strict=True):
-                row_N[:num_samples] = waveform_N[begin : begin + num_samples]
-            latents_BDT, frames = self._model.latents(walk, chunk_B1N.to(self._device), valid)
-            yield latents_BDT.transpose(1, 2).float().contiguous(), frames
-
-    @torch.inference_mode()
     def decode(self, codes_KT: Tensor) -> Tensor:
-        walk = Walk()
-        sound = [torch.empty(0)]
-        for chunk_KT in codes_KT.split(self._chunk_frames, dim=1) if codes_KT.shape[1] else ():
-            latents_TD = self._model.dequantize(chunk_KT.to(self._device))
-            sound.append(self._model.sound(walk, latents_TD.t()[None])[0, 0].cpu())
-        return torch.cat(sound)
+        chunks = codes_KT.split(self._chunk_frames, dim=1) if codes_KT.shape[1] else ()
+        return self._sound(self._model.dequantize(chunk_KT.to(self._device)) for chunk_KT in chunks)
 
 
 class Walk:
@@ -128,7 +161,7 @@ class Walk:
             elif hasattr(layer, "lstm"):
                 x_BCN = self._lstm(layer, x_BCN)
             elif isinstance(layer.conv, nn.ConvTranspose1d):
-                x_BCN = self._upsample(layer.conv, x_BCN)
+                x_BCN = self.upsample(layer.conv, x_BCN)
                 valid = [num * layer.conv.stride[0] for num in valid]
             else:
                 x_BCN, valid = self.convolve(layer, x_BCN, valid)
@@ -163,7 +196,7 @@ class Walk:
         out_NBC, self.kept[layer] = layer.lstm(x_NBC, self.kept.get(layer))
         return (out_NBC + x_NBC).permute(1, 2, 0).to(x_BCN.dtype)
 
-    def _upsample(self, conv: nn.ConvTranspose1d, x_BCN: Tensor) -> Tensor:
+    def upsample(self, conv: nn.ConvTranspose1d, x_BCN: Tensor) -> Tensor:
         """Each position gives `stride` samples and spills into those of the next ones, so these last few are kept.
 
         What the end spills is cut off (trim_right_ratio 1).

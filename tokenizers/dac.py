@@ -3,7 +3,7 @@
 Axes: B segments, N samples, T frames, D dimensions of a latent, K codebooks of a stream.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from .dac_model import (
 )
 from .factorized import FactorizedQuantizer
 from .hub import Weights, load_model, remove_weight_norm
+from .latents import with_latents
 from .spec import FrameRule, StreamSpec, UserError
 from .tokenizer import Description, Mode, TokenizerConfig, TokenizerEntry
 
@@ -69,26 +70,32 @@ class Dac:
 
     @torch.inference_mode()
     def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
-        latents = self._latents(waveforms, padded_length)
+        latents = self.latents(waveforms, padded_length)
         num_frames = [-(-waveform_N.shape[0] // self.spec.hop_length) for waveform_N in waveforms]
         return codes_of_chunks(latents, self._quantizer.encode, num_frames, self.spec.num_codebooks)
 
     @torch.inference_mode()
     def gaps(self, waveform_N: Tensor) -> Tensor:
-        latents = self._latents([waveform_N], waveform_N.shape[0])
+        latents = self.latents([waveform_N], waveform_N.shape[0])
         return gaps_of_chunks(latents, self._quantizer.gaps, self.spec.num_codebooks)
 
-    @torch.inference_mode()
     def decode(self, codes_KT: Tensor) -> Tensor:
+        return self._sound(codes_KT.shape[1], lambda span: self._quantizer.decode(codes_KT[:, span].to(self._device)))
+
+    def synthesize(self, latents_TD: Tensor) -> Tensor:
+        return self._sound(len(latents_TD), lambda span: latents_TD[span].to(self._device))
+
+    @torch.inference_mode()
+    def _sound(self, num_frames: int, latents: Callable[[slice], Tensor]) -> Tensor:
         hop = self.spec.hop_length
         sound = [torch.empty(0)]
-        for begin, end, first, last in _chunks(codes_KT.shape[1], self._chunk_frames, self._decoder_reach):
-            latents_TD = self._quantizer.decode(codes_KT[:, first:last].to(self._device))
+        for begin, end, first, last in _chunks(num_frames, self._chunk_frames, self._decoder_reach):
+            latents_TD = latents(slice(first, last))
             sound_N = decode(self._decoder, latents_TD.t()[None].contiguous())[0, 0]
             sound.append(sound_N[(begin - first) * hop : (end - first) * hop].cpu())
         return torch.cat(sound)
 
-    def _latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Chunks:
+    def latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Chunks:
         hop = self.spec.hop_length
         frames = [-(-waveform_N.shape[0] // hop) for waveform_N in waveforms]
         padded_frames = -(-padded_length // hop)
@@ -199,7 +206,7 @@ _PUBLISHED = {
     )
 }
 ENTRIES = (
-    _entry(_PUBLISHED["dac-16khz"], "16 kHz", "23 % of ids, random weights"),
-    _entry(_PUBLISHED["dac-24khz"], "24 kHz", "32 % of ids, random weights"),
-    _entry(_PUBLISHED["dac-44khz"], "44.1 kHz", "21 % of ids, random weights"),
+    *with_latents(_entry(_PUBLISHED["dac-16khz"], "16 kHz", "23 % of ids, random weights")),
+    *with_latents(_entry(_PUBLISHED["dac-24khz"], "24 kHz", "32 % of ids, random weights")),
+    *with_latents(_entry(_PUBLISHED["dac-44khz"], "44.1 kHz", "21 % of ids, random weights")),
 )

@@ -50,14 +50,14 @@ def encode(encoder: Any, waveforms_B1N: Tensor, valid: Sequence[int]) -> Tensor:
     Convolutions look both ways and see zeros beyond a segment. After each layer with a bias, what lies past the
     `valid` positions of a segment is therefore zeroed again; Snake leaves zeros be.
     """
-    beyond = _Beyond(valid, waveforms_B1N)
+    beyond = Beyond(valid, waveforms_B1N)
     x_BCN = beyond.silence(encoder.conv1(waveforms_B1N))
     for block in encoder.block:
         x_BCN = _residual_units(block, x_BCN, beyond)
         stride = block.conv1.stride[0]
         valid = [num // stride for num in valid]
         x_BCN = block.conv1(block.snake1(x_BCN))
-        beyond = _Beyond(valid, x_BCN)
+        beyond = Beyond(valid, x_BCN)
         x_BCN = beyond.silence(x_BCN)
     return encoder.conv2(encoder.snake1(x_BCN))
 
@@ -68,12 +68,12 @@ def decode(decoder: Any, latents_BDT: Tensor) -> Tensor:
     for block in decoder.block:
         x_BCN = block.conv_t1(block.snake1(x_BCN))
         x_BCN = _residual_units(block, x_BCN, None)
-    return decoder.conv2(decoder.snake1(x_BCN)).tanh_()
+    return decoder.tanh(decoder.conv2(decoder.snake1(x_BCN)))  # X-Codec has the identity in its place
 
 
-def encoder_reach(strides: Sequence[int]) -> tuple[int, int]:
+def encoder_reach(strides: Sequence[int], latent_reach: int = _LATENT_REACH) -> tuple[int, int]:
     """Whole frames before and after a frame's own samples that it sees."""
-    first, last = -_LATENT_REACH, _LATENT_REACH
+    first, last = -latent_reach, latent_reach
     for stride in reversed(strides):
         padding = math.ceil(stride / 2)
         first = first * stride - padding - _UNIT_REACH
@@ -100,7 +100,7 @@ def decode_trim(strides: Sequence[int]) -> int:
     return trim
 
 
-def _residual_units(block: Any, x_BCN: Tensor, beyond: "_Beyond | None") -> Tensor:
+def _residual_units(block: Any, x_BCN: Tensor, beyond: "Beyond | None") -> Tensor:
     for unit in (getattr(block, name) for name in _UNITS):
         x_BCN = unit.conv2(unit.snake2(unit.conv1(unit.snake1(x_BCN)))).add_(x_BCN)
         if beyond is not None:
@@ -108,7 +108,7 @@ def _residual_units(block: Any, x_BCN: Tensor, beyond: "_Beyond | None") -> Tens
     return x_BCN
 
 
-class _Beyond:
+class Beyond:
     """The positions past each segment's valid ones, of all tensors of one length."""
 
     def __init__(self, valid: Sequence[int], x_BCN: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .causal import CausalCodec, Walk
 from .codec import codec_fingerprint, find_codec, num_codebooks_of, product, require_published
 from .hub import load_model, remove_weight_norm
+from .latents import with_latents
 from .quantize import ResidualQuantizer
 from .spec import FrameRule, StreamSpec
 from .tokenizer import Description, Mode, TokenizerConfig, TokenizerEntry
@@ -99,7 +100,7 @@ def open_encodec(description: Description, device: str, *, chunk_frames: int = 0
 _CHUNK_FRAMES = 75  # a chunk of the first layers, 32 x 24,000 float32, stays in a core's cache
 _CHUNK_FRAMES_ON_GPU = 1_500  # 20 s
 
-ENTRIES = (
+ENTRIES = with_latents(
     TokenizerEntry(
         spec=_SPEC,
         kind="acoustic",
@@ -113,5 +114,5 @@ ENTRIES = (
         fast_change="44 % of ids, random weights",
         describe=_describe,
         open=open_encodec,
-    ),
+    )
 )

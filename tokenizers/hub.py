@@ -22,7 +22,8 @@ from torch import nn
 from .spec import UserError
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
-_PATTERNS = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+_PATTERNS = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+TEXT_PATTERNS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # of config.json: who wrote it, not what the model is
 _NOT_OF_THE_MODEL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
@@ -50,16 +51,8 @@ def find_weights(
     Raises `UserError` for folders that are missing or hold no safetensors, another architecture, and a hub that cannot
     be reached.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        if revision is not None:
-            raise UserError(f"{source} is a folder, which has no revisions; leave out revision={revision}.")
-        folder = folder.resolve()
-        revision = _revision_of(folder)
-    else:
-        folder = _from_hub(source, revision, local_files_only)
-        revision = _revision_of(folder)
-    given = _read_json(folder / "config.json", source)
+    folder, revision = find_folder(source, revision=revision, local_files_only=local_files_only)
+    given = read_json(folder / "config.json", source)
     found = given.get("model_type")
     if found != architecture:
         raise UserError(
@@ -70,7 +63,7 @@ def find_weights(
     if not files:
         raise UserError(_no_safetensors(source, folder))
     for file in files:
-        _require_whole(file, source)
+        require_whole(file, source)
     _require_own(folder, files, source)
     preprocessor = folder / "preprocessor_config.json"
     return Weights(
@@ -78,10 +71,26 @@ def find_weights(
         folder=folder,
         revision=revision,
         sha256=files_sha256(files),
-        config_sha256=_config_sha256(given),
+        config_sha256=config_sha256(given),
         config=_with_defaults(given, source),
-        preprocessor=_read_json(preprocessor, source) if preprocessor.exists() else {},
+        preprocessor=read_json(preprocessor, source) if preprocessor.exists() else {},
     )
+
+
+def find_folder(
+    source: str, *, revision: str | None, local_files_only: bool, patterns: tuple[str, ...] = _PATTERNS
+) -> tuple[Path, str]:
+    """The folder at `source`, of a hub id a download of the files that `patterns` name, and its revision.
+
+    Raises `UserError` as `find_weights` does; whether there are weights in it is looked at for the default alone.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        folder = _from_hub(source, revision, local_files_only, patterns)
+    elif revision is not None:
+        raise UserError(f"{source} is a folder, which has no revisions; leave out revision={revision}.")
+    folder = folder.resolve()
+    return folder, _revision_of(folder)
 
 
 def fingerprint_of(weights: Weights) -> dict[str, str]:
@@ -98,7 +107,7 @@ def load_model(model: str, weights: Weights, *, may_lack: tuple[str, ...] = (), 
     transformers = _transformers()
     kind = getattr(transformers, model)
     try:
-        with _quiet():
+        with quiet():
             config = kind.config_class.from_dict({**weights.config, **overrides})
             loaded, report = kind.from_pretrained(
                 weights.folder,
@@ -126,16 +135,38 @@ def load_model(model: str, weights: Weights, *, may_lack: tuple[str, ...] = (), 
 def load_published(model: str, weights: Weights) -> tuple[Any, Any]:
     """transformers' `model` and its feature extractor as `from_pretrained` gives them, to compare with."""
     transformers = _transformers()
-    with _quiet():
+    with quiet():
         loaded = getattr(transformers, model).from_pretrained(weights.folder, local_files_only=True)
         extractor = transformers.AutoFeatureExtractor.from_pretrained(weights.folder, local_files_only=True)
     return loaded.float().eval(), extractor
 
 
+def load_extractor(weights: Weights) -> Any:
+    """transformers' feature extractor, as the folder's preprocessor_config.json has it."""
+    with quiet():
+        return _transformers().AutoFeatureExtractor.from_pretrained(weights.folder, local_files_only=True)
+
+
+def load_text_tokenizer(folder: Path, source: str) -> Any:
+    """transformers' tokenizer of the tokenizer.json in a folder, which the person named as `source`.
+
+    Raises `UserError` for files that are none of a tokenizer.
+    """
+    transformers = _transformers()
+    try:
+        with quiet():
+            if (folder / "tokenizer_config.json").exists():
+                return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    except Exception as error:  # the Rust below raises no narrower one for a file that it cannot take
+        told = " ".join(str(error).split())[:300].rstrip(".")
+        raise UserError(f"The text tokenizer in {source} cannot be loaded: {told}. Fetch it again.") from error
+
+
 def build_model(model: str, config: dict[str, Any], state: dict[str, torch.Tensor]) -> nn.Module:
     """transformers' `model` from parameters at hand, float32, for evaluation. Raises `RuntimeError` if any lacks."""
     kind = getattr(_transformers(), model)
-    with _quiet():
+    with quiet():
         built = kind(kind.config_class.from_dict(config))
     built.load_state_dict(state, strict=True)
     return built.float().eval().requires_grad_(False)
@@ -155,19 +186,19 @@ def _with_defaults(given: dict[str, Any], source: str) -> dict[str, Any]:
     from huggingface_hub.errors import StrictDataclassError
 
     try:
-        with _quiet():
+        with quiet():
             return transformers.AutoConfig.for_model(**given).to_dict()
     except (ValueError, TypeError, StrictDataclassError) as error:
         told = " ".join(str(error).split())
         raise UserError(f"{source}/config.json is no configuration that transformers takes: {told}") from error
 
 
-def _config_sha256(given: dict[str, Any]) -> str:
+def config_sha256(given: dict[str, Any]) -> str:
     told = {key: value for key, value in given.items() if key not in _NOT_OF_THE_MODEL}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _require_whole(file: Path, source: str) -> None:
+def require_whole(file: Path, source: str) -> None:
     """Raise `UserError` for a file that is torn: its header says how long it must be."""
     try:
         with safe_open(file, framework="pt"):
@@ -181,7 +212,7 @@ def _require_own(folder: Path, files: list[Path], source: str) -> None:
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return
-    parts = _read_json(index, source).get("weight_map")
+    parts = read_json(index, source).get("weight_map")
     named = set(map(str, parts.values())) if isinstance(parts, dict) else {"nothing"}
     stray = sorted(named - {file.name for file in files})
     if stray:
@@ -190,7 +221,7 @@ def _require_own(folder: Path, files: list[Path], source: str) -> None:
         )
 
 
-def _read_json(path: Path, source: str) -> dict[str, Any]:
+def read_json(path: Path, source: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
@@ -217,7 +248,7 @@ def _no_safetensors(source: str, folder: Path, there: tuple[str, ...] = ()) -> s
     )
 
 
-def _from_hub(source: str, revision: str | None, local_files_only: bool) -> Path:
+def _from_hub(source: str, revision: str | None, local_files_only: bool, patterns: tuple[str, ...]) -> Path:
     """The folder of a snapshot, downloaded unless it is in the cache or must not be."""
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UserError(f"There is no folder {source}; give one in Hugging Face layout, or a hub id such as org/model.")
@@ -227,13 +258,13 @@ def _from_hub(source: str, revision: str | None, local_files_only: bool) -> Path
     except ModuleNotFoundError as error:
         raise UserError(f"Weights from the hub need the package huggingface_hub. {_INSTALL}") from error
     try:
-        with _quiet(bars=sys.stderr.isatty()):  # gigabytes may come: that is worth a bar
+        with quiet(bars=sys.stderr.isatty()):  # gigabytes may come: that is worth a bar
             folder = Path(
                 hub.snapshot_download(
-                    source, revision=revision, local_files_only=local_files_only, allow_patterns=_PATTERNS
+                    source, revision=revision, local_files_only=local_files_only, allow_patterns=list(patterns)
                 )
             )
-            if not any(folder.glob("*.safetensors")) and not local_files_only:
+            if patterns == _PATTERNS and not any(folder.glob("*.safetensors")) and not local_files_only:
                 there = tuple(hub.list_repo_files(source, revision=revision))
                 raise UserError(_no_safetensors(source, folder, there))
     except errors.GatedRepoError as error:
@@ -300,7 +331,7 @@ def _transformers() -> Any:
 
 
 @contextmanager
-def _quiet(*, bars: bool = False) -> Iterator[None]:
+def quiet(*, bars: bool = False) -> Iterator[None]:
     """transformers and the hub tell of every unused tensor and draw bars of their own: not while this is entered.
 
     With `bars`, those of the hub stay.

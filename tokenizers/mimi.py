@@ -17,6 +17,7 @@ from torch.nn import functional
 from .causal import CausalCodec, Walk
 from .codec import codec_fingerprint, find_codec, num_codebooks_of, product, require_published
 from .hub import load_model, remove_weight_norm
+from .latents import with_latents
 from .quantize import ResidualQuantizer
 from .spec import FrameRule, StreamSpec, UserError
 from .tokenizer import Description, Mode, TokenizerConfig, TokenizerEntry
@@ -195,7 +196,7 @@ def open_mimi(description: Description, device: str, *, chunk_frames: int = 0) -
 _CHUNK_FRAMES = 25  # 2 s
 _CHUNK_FRAMES_ON_GPU = 250  # 20 s
 
-ENTRIES = (
+ENTRIES = with_latents(
     TokenizerEntry(
         spec=_SPEC,
         kind="acoustic",
@@ -209,5 +210,5 @@ ENTRIES = (
         fast_change="26 % of ids, random weights",
         describe=_describe,
         open=open_mimi,
-    ),
+    )
 )

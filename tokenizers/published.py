@@ -9,20 +9,31 @@ from typing import Any
 from torch import Tensor
 
 from .hub import Weights, load_published
+from .registry import require_tokenizer
+from .spec import num_frames
 from .tokenizer import Description
 
 MODELS = {
     "hubert": "HubertModel",
     "wavlm": "WavLMModel",
     "wav2vec2": "Wav2Vec2Model",
+    "data2vec-audio": "Data2VecAudioModel",
+    "wav2vec2-bert": "Wav2Vec2BertModel",
+    "whisper": "WhisperModel",
     "encodec": "EncodecModel",
     "dac": "DacModel",
     "mimi": "MimiModel",
+    "xcodec": "XcodecModel",
+    "higgs_audio_v2_tokenizer": "HiggsAudioV2TokenizerModel",
+    "xcodec2": "Xcodec2Model",
+    "neucodec": "NeuCodecModel",
+    "pocket_tts_audio_tokenizer": "PocketTTSAudioTokenizerModel",
+    "vibevoice_acoustic_tokenizer": "VibeVoiceAcousticTokenizerModel",
 }
 
 
 def published_encoder(description: Description) -> Callable[[Tensor], Tensor] | None:
-    """From a waveform to codes `[K, T]`, or to the layer's features `[T, D]` where a codebook is needed.
+    """From a waveform to codes `[K, T]`, or to features `[T, D]` where a codebook is needed.
 
     None for what transformers has no model and extractor of: baselines, bundles of torchaudio, folders without a
     preprocessor_config.json, and wav2vec 2.0's own codes, whose numbers its quantizer does not give.
@@ -31,18 +42,55 @@ def published_encoder(description: Description) -> Callable[[Tensor], Tensor] | 
     if not isinstance(weights, Weights) or not weights.preprocessor or description.spec.tokenizer == "wav2vec2-codes":
         return None
     architecture = str(weights.config["model_type"])
-    model, extractor = load_published(MODELS[architecture], weights)
+    speaker = description.spec.tokenizer == "wavlm-sv"
+    model, extractor = load_published("WavLMForXVector" if speaker else MODELS[architecture], weights)
 
     def prepare(waveform_N: Tensor) -> Any:
         return extractor(waveform_N.numpy(), sampling_rate=extractor.sampling_rate, return_tensors="pt")
 
     if "layer" in description.fingerprint:
         layer = int(description.fingerprint["layer"])
-        return lambda waveform_N: model(**prepare(waveform_N), output_hidden_states=True).hidden_states[layer][0]
+        encoder = model.encoder if architecture == "whisper" else model
+
+        def features(waveform_N: Tensor) -> Tensor:
+            states = encoder(**prepare(waveform_N), output_hidden_states=True).hidden_states
+            return _own_frames(description, states[layer][0], waveform_N.shape[0])
+
+        return features
+    if speaker:
+        return lambda waveform_N: model(**prepare(waveform_N)).embeddings
+    if description.dim is not None:
+        return lambda waveform_N: _latents(architecture, model, prepare(waveform_N)["input_values"])
     books = description.spec.num_codebooks
-    if architecture == "dac":
+    if architecture in ("dac", "xcodec", "higgs_audio_v2_tokenizer"):
         return lambda waveform_N: model.encode(prepare(waveform_N)["input_values"]).audio_codes[0, :books]
-    if architecture == "mimi":
+    if architecture in ("mimi", "xcodec2", "neucodec"):
         return lambda waveform_N: model.encode(**prepare(waveform_N)).audio_codes[0, :books]
     highest = weights.config["target_bandwidths"][-1]
+    if description.spec.chunk_length:
+
+        def codes(waveform: Tensor) -> Tensor:
+            # not through the extractor, which fills the last chunk up with zeros, as the authors' package does not
+            found = model.encode(waveform.expand(2, -1)[None], bandwidth=highest)
+            joined_KT = found.audio_codes[:, 0].transpose(0, 1).flatten(1)
+            return joined_KT[:books, : joined_KT.shape[1] - found.last_frame_pad_length]
+
+        return codes
     return lambda waveform_N: model.encode(**prepare(waveform_N), bandwidth=highest).audio_codes[0, 0, :books]
+
+
+def _latents(architecture: str, model: Any, waveforms_B1N: Tensor) -> Tensor:
+    """What a codec has before its quantizer, or in its place, `[T, D]`."""
+    if architecture == "pocket_tts_audio_tokenizer":
+        return model.encode(waveforms_B1N).latents[0]
+    if architecture == "vibevoice_acoustic_tokenizer":
+        return model.encode(waveforms_B1N, sample=False).latents[0]
+    found = model.encoder(waveforms_B1N)
+    return (found.latents if architecture == "mimi" else found)[0].t()
+
+
+def _own_frames(description: Description, hidden_SD: Tensor, num_samples: int) -> Tensor:
+    """Features `[T, D]`: without the frames that the extractor fills up, and stacked where the tokenizer stacks."""
+    num = num_frames(num_samples, require_tokenizer(description.config.tokenizer).spec)
+    stacked = (description.dim or 0) // hidden_SD.shape[1]
+    return hidden_SD[: num * stacked].reshape(num, stacked * hidden_SD.shape[1])

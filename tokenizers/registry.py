@@ -2,32 +2,76 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import dac, encodec, mel, mfcc, mimi, ssl_features, wav2vec2_codes
+from . import (
+    dac,
+    encodec,
+    encodec_48khz,
+    higgs_audio,
+    lyra,
+    mel,
+    mfcc,
+    mimi,
+    pocket_tts,
+    snac,
+    speech_tokenizer,
+    ssl_features,
+    text_tokens,
+    unit_bpe,
+    units,
+    vibevoice,
+    w2v_bert,
+    wav2vec2_codes,
+    whisper_features,
+    whisper_text,
+    xcodec,
+    xcodec2,
+    xvector,
+)
 from .codebook import Codebook
+from .continuous import ContinuousTokenizer, describe_continuous
 from .spec import UserError, did_you_mean
 from .tokenizer import (
     BatchFeatures,
     Description,
     Features,
+    Output,
     PiecewiseFeatures,
+    SourceStream,
     Synthesizer,
-    Tokenizer,
     TokenizerConfig,
     TokenizerEntry,
 )
+from .unit_bpe import UnitModel
 
 FAMILIES = (
     mfcc,
     mel,
     ssl_features,
+    w2v_bert,
+    whisper_features,
     wav2vec2_codes,
     dac,
     encodec,
+    encodec_48khz,
     mimi,
+    xcodec,
+    higgs_audio,
+    speech_tokenizer,
+    snac,
+    lyra,
+    xcodec2,
+    whisper_text,
+    text_tokens,
+    units,
+    unit_bpe,
+    pocket_tts,
+    vibevoice,
+    xvector,
 )
 REGISTRY: dict[str, TokenizerEntry] = {entry.spec.tokenizer: entry for family in FAMILIES for entry in family.ENTRIES}
 
@@ -56,14 +100,33 @@ def describe(config: TokenizerConfig) -> Description:
         raise UserError(
             f"The codebooks of {name} are those of the codebook that is fitted for it; leave out num_codebooks."
         )
+    if not entry.needs_codebook and (config.output is not None or config.reduce is not None):
+        raise UserError(f"Tokenizer {name} gives codes of its own, not features; leave out output and reduce.")
+    if entry.takes != "audio" and config.num_codebooks is not None:
+        raise UserError(f"Tokenizer {name} has no codebooks to choose from; leave out num_codebooks.")
+    if config.reduce is not None and output_of(config) is not Output.FEATURES:
+        raise UserError("reduce makes fewer frames of features: it needs output=features.")
     if config.mode not in entry.modes:
         raise UserError(f"Tokenizer {name} has no mode {config.mode.value!r}; it has: {', '.join(entry.modes)}.")
     return entry.describe(config)
 
 
+def output_of(config: TokenizerConfig) -> Output:
+    """What a stream of `config` holds. Raises `UserError` for a tokenizer that nobody registered."""
+    return config.output or require_tokenizer(config.tokenizer).output
+
+
+def takes_codebook(config: TokenizerConfig) -> bool:
+    """Whether a stream of `config` needs a codebook of the root."""
+    return require_tokenizer(config.tokenizer).needs_codebook and output_of(config) is Output.CODES
+
+
 def describe_features(config: TokenizerConfig) -> Description:
     """`describe` of what a codebook is fitted on. Raises `UserError`, also for what has codebooks of its own."""
-    if not require_tokenizer(config.tokenizer).needs_codebook:
+    entry = require_tokenizer(config.tokenizer)
+    if entry.takes != "audio":
+        raise UserError(f"Tokenizer {config.tokenizer} takes {entry.takes}: there is no codebook to fit or to name.")
+    if not entry.needs_codebook:
         raise UserError(f"Tokenizer {config.tokenizer} has codebooks of its own: there is none to fit or to name.")
     return describe(config)
 
@@ -74,14 +137,31 @@ def load_features(config: TokenizerConfig, *, device: str = "cpu") -> Features:
     return require_tokenizer(config.tokenizer).open(described, device)
 
 
-def describe_tokenizer(config: TokenizerConfig, codebook: Codebook | None, *, codebook_name: str = "") -> Description:
-    """`describe` with the codebook's part. Raises `UserError`, naming the difference, if the two do not fit."""
+def describe_tokenizer(
+    config: TokenizerConfig,
+    codebook: Codebook | UnitModel | None,
+    *,
+    codebook_name: str = "",
+    source: SourceStream | None = None,
+) -> Description:
+    """`describe` with the part of the codebook, or of the source and the model of units.
+
+    Raises `UserError`, naming the difference, if they do not fit.
+    """
     entry = require_tokenizer(config.tokenizer)
+    if entry.derive is not None:
+        if source is None:
+            raise UserError(f"Tokenizer {config.tokenizer} makes tokens of another stream's codes: add of=STREAM.")
+        return entry.derive(describe(config), source, codebook)
+    assert not isinstance(codebook, UnitModel), "only what takes codes has a model of units"
+    if codebook is not None and config.output is None and entry.needs_codebook:
+        config = replace(config, output=Output.CODES)
     described = describe(config)
-    if not entry.needs_codebook:
+    if not takes_codebook(config):
         if codebook is not None:
-            raise UserError(f"Tokenizer {config.tokenizer} has codebooks of its own: leave out {codebook_name!r}.")
-        return described
+            why = "keeps its features as they are" if entry.needs_codebook else "has codebooks of its own"
+            raise UserError(f"Tokenizer {config.tokenizer} {why}: leave out {codebook_name!r}.")
+        return describe_continuous(described, output_of(config)) if entry.needs_codebook else described
     if codebook is None:
         raise UserError(f"Tokenizer {config.tokenizer} needs a codebook: NAME={config.tokenizer}:CODEBOOK.")
     _require_fits(described, codebook, codebook_name)
@@ -101,12 +181,25 @@ def describe_tokenizer(config: TokenizerConfig, codebook: Codebook | None, *, co
 
 
 def load_tokenizer(
-    config: TokenizerConfig, codebook: Codebook | None = None, *, codebook_name: str = "", device: str = "cpu"
-) -> Tokenizer:
-    """The tokenizer that `config` names, with `codebook` where it needs one. Raises `UserError` as `describe` does."""
-    described = describe_tokenizer(config, codebook, codebook_name=codebook_name)
-    opened = require_tokenizer(config.tokenizer).open(described, device)
-    return opened if codebook is None else CodebookTokenizer(opened, codebook, described, device=device)
+    config: TokenizerConfig,
+    codebook: Codebook | UnitModel | None = None,
+    *,
+    codebook_name: str = "",
+    source: SourceStream | None = None,
+    device: str = "cpu",
+) -> Any:
+    """The tokenizer that `config` names, with `codebook` where it needs one: see `TokenizerEntry`.
+
+    Raises `UserError` as `describe` does.
+    """
+    entry = require_tokenizer(config.tokenizer)
+    described = describe_tokenizer(config, codebook, codebook_name=codebook_name, source=source)
+    if described.spec.dim and entry.needs_codebook:
+        return ContinuousTokenizer(load_features(config, device=device), described, device=device)
+    opened = entry.open(described, device)
+    if isinstance(codebook, Codebook):
+        return CodebookTokenizer(opened, codebook, described, device=device)
+    return opened
 
 
 class CodebookTokenizer:

@@ -1,4 +1,4 @@
-"""Features of self-supervised speech models: HuBERT, WavLM and wav2vec 2.0 at any layer, to fit k-means on.
+"""Features of self-supervised speech models, to fit k-means on: HuBERT, WavLM, wav2vec 2.0, data2vec at any layer.
 
 Layer L is transformers' `hidden_states[L]`: 0 is what the transformer is given, after the positional convolution (and
 the layer norm, in models that norm last); L >= 1 is what its L-th layer gives. In models that norm first (most large
@@ -23,7 +23,12 @@ from .ssl_windows import Normalization
 from .tokenizer import Description, Mode, TokenizerConfig, TokenizerEntry
 
 SAMPLE_RATE = 16_000
-_MODELS = {"hubert": "HubertModel", "wavlm": "WavLMModel", "wav2vec2": "Wav2Vec2Model"}
+_MODELS = {
+    "hubert": "HubertModel",
+    "wavlm": "WavLMModel",
+    "wav2vec2": "Wav2Vec2Model",
+    "data2vec-audio": "Data2VecAudioModel",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +172,22 @@ class _Published:
 
     @property
     def architecture(self) -> str:
-        return self.name.partition("-")[0]
+        prefix = self.name.partition("-")[0]
+        return "data2vec-audio" if prefix == "data2vec" else prefix  # there are data2vecs of text and images, too
 
 
 _ABOUT = {
     "hubert": "HuBERT at a layer, k-means (Hsu et al. 2021)",
     "wavlm": "WavLM at a layer, k-means (Chen et al. 2022)",
     "wav2vec2": "wav2vec 2.0 at a layer, k-means (Baevski et al. 2020)",
+    "data2vec-audio": "data2vec at a layer, k-means (Baevski et al. 2022)",
 }
-_LICENCES = {"hubert": "Apache-2.0", "wavlm": "CC-BY-SA-3.0", "wav2vec2": "Apache-2.0"}
+_LICENCES = {
+    "hubert": "Apache-2.0",
+    "wavlm": "CC-BY-SA-3.0",
+    "wav2vec2": "Apache-2.0",
+    "data2vec-audio": "Apache-2.0",
+}
 _LONG_AUDIO = "whole up to 30 s; longer in windows of 30 s every 26 s, normalized as a whole; counted, not exact"
 LAST_FRAME = "whole windows only"
 
@@ -212,6 +224,9 @@ ENTRIES = tuple(
             _Published("wav2vec2-base", "facebook/wav2vec2-base", 6, 12, "0.8 % of ids, random weights"),
             _Published("wav2vec2-large", "facebook/wav2vec2-large", 14, 24, "1.7 % of ids, random weights"),
             _Published("wav2vec2-large-lv60", "facebook/wav2vec2-large-lv60", 14, 24, "1.3 % of ids, random weights"),
+            # three quarters up, as HuBERT's: its targets, too, are of a model's upper layers
+            _Published("data2vec-base", "facebook/data2vec-audio-base", 9, 12),
+            _Published("data2vec-large", "facebook/data2vec-audio-large", 18, 24),
         ),
     )
 )

@@ -1,4 +1,4 @@
-"""The forward pass of HuBERT, WavLM and wav2vec 2.0 up to one layer, of one segment or of several that are padded.
+"""The forward pass of HuBERT, WavLM, wav2vec 2.0 and data2vec up to one layer, of one segment or of several padded.
 
 The parameters are transformers'; the pass is our own, so that nothing leaks from padding and nothing is computed that
 the layer does not need. It differs from transformers' in rounding only:
@@ -8,7 +8,7 @@ the layer does not need. It differs from transformers' in rounding only:
   whole recording that it is a part of);
 - convolutions are matrix products over time-major frames, a block of frames at a time, so that what they give stays in
   the cache (CPU) or does not fill the memory (GPU);
-- on a CPU the positional convolution, 128 taps wide, goes through the FFT (overlap-save);
+- on a CPU a positional convolution, up to 128 taps wide, goes through the FFT (overlap-save);
 - WavLM's gated bias (Chen et al. 2022, section III-B) is given to fused attention as its mask.
 
 In bfloat16 the products, convolutions and attention are; the first convolution, the positional one, the transformer's
@@ -27,14 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import Linear, attend, joint_linear, layer_norm, linear, same, split_heads
+
 _CPU_BLOCK = {torch.float32: 64, torch.bfloat16: 128}  # frames: 8 MB after the first convolution
 _GPU_BLOCK = 1_536  # frames: 30 s
 _STATISTICS_BLOCK = 1 << 17  # windows of the first convolution: 41 s
-_TYPICAL_ROWS = 512  # for which oneDNN chooses a layout
 
 
 class SslModel:
-    """What transformers' HubertModel, WavLMModel or Wav2Vec2Model computes, up to the last layer that it was given.
+    """What transformers' HubertModel, WavLMModel, Wav2Vec2Model or Data2VecAudioModel computes, up to its last layer.
 
     `model` may have fewer layers than it was published with, or none; its weight norms are multiplied out.
     """
@@ -53,12 +54,13 @@ class SslModel:
         self._convs = [_Conv(conv, self._device, dtype) for conv in convs[1:]]
         projection = parts.feature_projection
         has_norm = getattr(projection, "feat_proj_layer_norm", True)
-        self._frame_norm = _norm(projection.layer_norm, self._device) if has_norm else _same
-        self._project = _linear(projection.projection, self._device, dtype)
+        self._frame_norm = layer_norm(projection.layer_norm, self._device) if has_norm else same
+        self._project = linear(projection.projection, self._device, dtype)
         encoder = parts.encoder
-        self._position = _PositionConv(encoder.pos_conv_embed, self._device)
-        self._norm_first = bool(parts.config.do_stable_layer_norm)
-        self._norm = _same if self._norm_first else _norm(encoder.layer_norm, self._device)
+        embedding = encoder.pos_conv_embed  # data2vec has several
+        self._positions = [_PositionConv(each, self._device) for each in getattr(embedding, "layers", [embedding])]
+        self._norm_first = bool(getattr(parts.config, "do_stable_layer_norm", False))  # data2vec's is always last
+        self._norm = same if self._norm_first else layer_norm(encoder.layer_norm, self._device)
         self._layers = [_Layer(layer, self._norm_first, self._device, dtype) for layer in encoder.layers]
         bias = getattr(encoder.layers[0].attention, "rel_attn_embed", None) if self._layers else None
         self._bias = None if bias is None else _PositionBias(encoder.layers[0].attention, self._device)
@@ -102,7 +104,10 @@ class SslModel:
         frames_BTC = self.frames(waveforms_BN, lengths, statistics)
         own_BT = self._own(lengths, frames_BTC.shape[1])
         hidden_BTD = self._project(frames_BTC.to(self._dtype)).float()
-        hidden_BTD = self._norm(hidden_BTD + self._position(hidden_BTD, own_BT))
+        place_BTD = hidden_BTD
+        for position in self._positions:
+            place_BTD = position(place_BTD, own_BT)
+        hidden_BTD = self._norm(hidden_BTD + place_BTD)
         mask = None if own_BT is None else own_BT[:, None, None, :]
         bias_HTT = None if self._bias is None else self._bias(hidden_BTD.shape[1]).to(self._dtype)
         kept = {0: hidden_BTD} if 0 in layers else {}
@@ -146,34 +151,6 @@ class Statistics:
     covariance_KK: Tensor
 
 
-class _Linear:
-    """x W^T + b. On a CPU the weights are laid out for oneDNN once, as torch.compile does, not at every call."""
-
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, device: torch.device, dtype: torch.dtype) -> None:
-        self._weight_OI = weight_OI.to(device=device, dtype=dtype).contiguous()
-        self._bias_O = None if bias_O is None else bias_O.to(device=device, dtype=dtype)
-        onednn = torch.ops.mkldnn
-        self._packed = device.type == "cpu" and dtype in _onednn_types() and hasattr(onednn, "_linear_pointwise")
-        if self._packed:
-            self._weight_OI = onednn._reorder_linear_weight(self._weight_OI, _TYPICAL_ROWS)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self._packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self._weight_OI, self._bias_O, "none", [], "")
-        return F.linear(x, self._weight_OI, self._bias_O)
-
-
-def _onednn_types() -> tuple[torch.dtype, ...]:
-    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() == "DEFAULT":
-        return ()
-    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return (torch.float32, torch.bfloat16) if fast else (torch.float32,)
-
-
-def _linear(linear: nn.Linear, device: torch.device, dtype: torch.dtype) -> _Linear:
-    return _Linear(linear.weight, linear.bias, device, dtype)
-
-
 class _FirstConv:
     """The first convolution with its norm and activation, in float32."""
 
@@ -185,7 +162,7 @@ class _FirstConv:
         self._bias_C = torch.zeros(channels, device=device) if conv.bias is None else conv.bias.to(device)
         norm = getattr(layer, "layer_norm", None)
         self._group_norm = norm.to(device) if isinstance(norm, nn.GroupNorm) else None
-        self._norm = _norm(norm, device) if isinstance(norm, nn.LayerNorm) else _same
+        self._norm = layer_norm(norm, device) if isinstance(norm, nn.LayerNorm) else same
         self._activation = layer.activation
 
     def statistics(self, spans: Callable[[int, int], Tensor], num_samples: int) -> Statistics | None:
@@ -238,9 +215,9 @@ class _Conv:
     def __init__(self, layer: Any, device: torch.device, dtype: torch.dtype) -> None:
         conv = layer.conv
         self._num_taps, self._stride = conv.kernel_size[0], conv.stride[0]
-        self._linear = _Linear(conv.weight.permute(0, 2, 1).flatten(1), conv.bias, device, dtype)
+        self._linear = Linear(conv.weight.permute(0, 2, 1).flatten(1), conv.bias, device, dtype)
         norm = getattr(layer, "layer_norm", None)
-        self._norm = _same if norm is None else _norm(norm, device, dtype)
+        self._norm = same if norm is None else layer_norm(norm, device, dtype)
         self._activation = layer.activation
 
     def __call__(self, frames_BTC: Tensor) -> Tensor:
@@ -256,6 +233,8 @@ class _PositionConv:
     def __init__(self, embedding: Any, device: torch.device) -> None:
         conv = embedding.conv
         self._batch_norm = None if getattr(embedding, "batch_norm", None) is None else embedding.batch_norm.to(device)
+        norm = getattr(embedding, "layer_norm", None)
+        self._norm = same if norm is None else layer_norm(norm, device)
         self._activation = embedding.activation
         self._groups, self._num_taps = conv.groups, conv.kernel_size[0]
         self._weight = conv.weight.to(device)
@@ -272,11 +251,11 @@ class _PositionConv:
         if own_BT is not None:
             hidden_BTD = hidden_BTD.masked_fill(~own_BT[:, :, None], 0.0)
         if hidden_BTD.device.type == "cpu":
-            return self._activation(self._by_fft(hidden_BTD) + self._bias_D)
+            return self._activation(self._norm(self._by_fft(hidden_BTD) + self._bias_D))
         hidden_BDT = F.conv1d(
             hidden_BTD.transpose(1, 2), self._weight, self._bias_D, padding=self._num_taps // 2, groups=self._groups
         )
-        return self._activation(hidden_BDT[:, :, : hidden_BTD.shape[1]].transpose(1, 2))
+        return self._activation(self._norm(hidden_BDT[:, :, : hidden_BTD.shape[1]].transpose(1, 2)))
 
     def _by_fft(self, hidden_BTD: Tensor) -> Tensor:
         batch, num_frames, dim = hidden_BTD.shape
@@ -312,11 +291,11 @@ class _Layer:
         self._norm_first = norm_first
         self._dtype = dtype
         self._attention = _Attention(layer.attention, device, dtype)
-        self._attention_norm = _norm(layer.layer_norm, device)
-        self._up = _linear(layer.feed_forward.intermediate_dense, device, dtype)
+        self._attention_norm = layer_norm(layer.layer_norm, device)
+        self._up = linear(layer.feed_forward.intermediate_dense, device, dtype)
         self._activation = layer.feed_forward.intermediate_act_fn
-        self._down = _linear(layer.feed_forward.output_dense, device, dtype)
-        self._final_norm = _norm(layer.final_layer_norm, device)
+        self._down = linear(layer.feed_forward.output_dense, device, dtype)
+        self._final_norm = layer_norm(layer.final_layer_norm, device)
         adapter = getattr(layer, "adapter_layer", None)
         self._adapter = None if adapter is None else adapter.to(device)
 
@@ -340,21 +319,16 @@ class _Attention:
 
     def __init__(self, attention: Any, device: torch.device, dtype: torch.dtype) -> None:
         self._num_heads = attention.num_heads
-        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-        weight_OI = torch.cat([part.weight for part in parts])
-        self._joint = _Linear(weight_OI, torch.cat([part.bias for part in parts]), device, dtype)
-        self._out = _linear(attention.out_proj, device, dtype)
+        self._joint = joint_linear((attention.q_proj, attention.k_proj, attention.v_proj), device, dtype)
+        self._out = linear(attention.out_proj, device, dtype)
         self._gate: _Gate | None = _Gate(attention, device, dtype) if hasattr(attention, "gru_rel_pos_linear") else None
 
     def __call__(self, hidden_BTD: Tensor, mask: Tensor | None, bias_HTT: Tensor | None) -> Tensor:
-        batch, num_frames, dim = hidden_BTD.shape
-        joint = self._joint(hidden_BTD).view(batch, num_frames, 3, self._num_heads, -1)
-        query, key, value = joint.permute(2, 0, 3, 1, 4)
+        heads = split_heads(self._joint(hidden_BTD), self._num_heads)
         if self._gate is not None and bias_HTT is not None:
             gated_BHTT = self._gate(hidden_BTD) * bias_HTT
             mask = gated_BHTT if mask is None else gated_BHTT.masked_fill_(~mask, -torch.inf)
-        attended_BHTd = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self._out(attended_BHTd.transpose(1, 2).reshape(batch, num_frames, dim))
+        return self._out(attend(*heads, mask))
 
 
 class _Gate:
@@ -373,15 +347,5 @@ class _Gate:
         return update * (reset * self._scale_H11 - 1.0) + 2.0
 
 
-def _norm(norm: nn.LayerNorm, device: torch.device, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
-    weight = norm.weight.to(device=device, dtype=dtype)
-    bias = norm.bias.to(device=device, dtype=dtype)
-    return lambda x: F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
-
-
 def _span(waveform_N: Tensor, begin: int, end: int) -> Tensor:
     return waveform_N[begin:end]
-
-
-def _same(x: Tensor) -> Tensor:
-    return x

@@ -41,13 +41,13 @@ def num_frames(num_samples: int) -> int:
     return 0 if num_samples < WINDOW else (num_samples - WINDOW) // HOP + 1
 
 
-def plan_windows(num_frames: int) -> list[Window]:
-    """The windows of a segment of so many frames: each frame is kept once, in order."""
+def plan_windows(num_frames: int, longest: int = _LONGEST_FRAMES, step: int = _STEP_FRAMES) -> list[Window]:
+    """The windows, of `longest` frames every `step`, of a segment of so many: each frame is kept once, in order."""
     if num_frames == 0:
         return []
-    last = max(0, num_frames - _LONGEST_FRAMES)
-    firsts = [*range(0, last, _STEP_FRAMES), last]
-    borders = [(after + before + _LONGEST_FRAMES) // 2 for before, after in pairwise(firsts)]
+    last = max(0, num_frames - longest)
+    firsts = [*range(0, last, step), last]
+    borders = [(after + before + longest) // 2 for before, after in pairwise(firsts)]
     return [
         Window(first, begin, end)
         for first, begin, end in zip(firsts, [0, *borders], [*borders, num_frames], strict=True)

@@ -79,20 +79,24 @@ def tables() -> dict[str, str]:
 def _tokenizer(entry: TokenizerEntry) -> tuple[str, ...]:
     """The row of a tokenizer."""
     spec = entry.spec
-    codebooks = f"{spec.num_codebooks} x {spec.codebook_size:,}"
+    codebooks = f"{spec.num_codebooks} x {spec.codebook_size:,}" if spec.num_codebooks else f"{spec.dim} numbers"
     whole = f"n / {spec.hop_length}, rounded up"
-    windows = f"(n - {spec.window_length}) / {spec.hop_length}, rounded down, + 1"
-    frames = whole if spec.frame_rule is FrameRule.CEIL else windows
+    less = f"(n - {spec.window_length})" if spec.window_length else "n"
+    windows = f"{less} / {spec.hop_length}, rounded down, + 1"
+    rules = {FrameRule.CEIL: whole, FrameRule.ONE: "one", FrameRule.FREE: "as its content has it"}
+    frames = rules.get(spec.frame_rule, windows)
     if spec.chunk_length:
         frames += f", of each chunk of {spec.chunk_length:,} samples every {spec.chunk_stride:,}"
+    frames += f", at {spec.sample_rate:,} Hz" if entry.takes == "audio" else ""
+    has_rate = spec.frame_rule in (FrameRule.FLOOR, FrameRule.CEIL)
     layer = f" Layer {entry.layer} of 0 to {entry.num_layers}." if entry.layer is not None else ""
     return (
         f"`{entry.spec.tokenizer}`",
         f"{entry.kind}: {entry.about}.{layer}",
-        exact_rate(spec.frame_rate),
+        exact_rate(spec.frame_rate) if has_rate else "-",
         f"{codebooks} (fitted)" if entry.needs_codebook else codebooks,
-        f"{spec.bits_per_second:,.0f}",
-        f"{frames}, at {spec.sample_rate:,} Hz",
+        f"{spec.bits_per_second:,.0f}" if has_rate else "-",
+        frames,
         entry.last_frame,
         entry.long_audio,
         ", ".join(entry.modes) + (f" ({entry.fast_change})" if entry.fast_change else ""),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import STREAMS
-from random_weights import PUBLISHED, make_weights, open_published, oracle
+from random_weights import CODED, PUBLISHED, make_weights, open_published, oracle, published_name
 from safetensors.torch import save_file
 from torch import Tensor
 from wavemill.pipelines.streams import load_stream_tokenizer
@@ -27,13 +27,18 @@ CONFIGURATIONS = Path(__file__).resolve().parents[1] / "published"
 BASELINES = {stream.tokenizer.tokenizer: stream for stream in STREAMS}
 # of models that differ in size alone, one is enough most of the time
 EACH_KIND = {
-    *("hubert-base", "wavlm-large", "wav2vec2-codes"),
-    *("encodec-24khz", "mimi", "dac-16khz"),
+    *("hubert-base", "wavlm-large", "data2vec-base", "w2v-bert-2-25hz", "whisper-tiny", "wav2vec2-codes"),
+    *("encodec-24khz", "encodec-48khz", "mimi", "dac-16khz"),
+    *("xcodec", "higgs-audio-v2"),
+    "xcodec2",
+    *("speechtokenizer", "snac-24khz", "lyra"),
+    *("pocket-tts-latents", "vibevoice-latents"),
 }
+COMPILED = {"lyra"}  # networks in files that are what they are: of one size, without a configuration
 CASES = [
     *((name, True) for name in BASELINES),
-    *(pytest.param((name, True), marks=() if name in EACH_KIND else pytest.mark.slow) for name in PUBLISHED),
-    *(pytest.param((name, False), marks=pytest.mark.published) for name in PUBLISHED),
+    *(pytest.param((name, True), marks=() if name in EACH_KIND else pytest.mark.slow) for name in CODED),
+    *(pytest.param((name, False), marks=pytest.mark.published) for name in CODED if name not in COMPILED),
 ]
 
 
@@ -127,7 +132,8 @@ def test_the_frame_rule_holds_around_every_hop_and_for_some_more_lengths(tokeniz
 
 def test_the_frame_rule_holds_for_every_length_up_to_three_hops(tokenizer: Tokenizer, case: Case):
     hop = tokenizer.spec.hop_length
-    every = 1 if case.small and hop < 1_000 else 17
+    slow = case.name.startswith(("whisper", "encodec-48khz", "lyra"))  # 30 s each; one after the other
+    every = 1 if case.small and hop <= 512 and not slow else 17
     lengths = list(range(0, 3 * hop + 2, every))
     if case.folder is None:
         codes = [encode(tokenizer, speech(length, length)) for length in lengths]
@@ -215,12 +221,17 @@ def test_long_audio_has_the_frames_of_its_length(tokenizer: Tokenizer, case: Cas
 
 
 def test_long_audio_begins_with_the_codes_of_its_beginning(tokenizer: Tokenizer, case: Case):
-    if case.folder is not None and case.tokenizer.spec.frame_rule == "floor":
+    in_windows = case.folder is not None and "not exact" in REGISTRY[case.name].long_audio
+    if in_windows or (case.folder is not None and case.tokenizer.spec.frame_rule == "floor"):
         pytest.skip("networks that see both ways take long audio in windows: see their own tests")
+    if case.folder is not None and "loudness of the whole" in REGISTRY[case.name].long_audio:
+        pytest.skip("a beginning has another loudness than the whole")
     long_N = case.samples(65)
     whole_KT = encode(tokenizer, long_N)
     begin_KT = encode(tokenizer, long_N[: 45 * tokenizer.spec.sample_rate])
-    inside = begin_KT.shape[1] - 25  # frames at the end of the shorter one see nothing where the longer one goes on
+    # frames at the end of the shorter one see nothing where the longer one goes on
+    spec = tokenizer.spec
+    inside = begin_KT.shape[1] - max(25, spec.chunk_length // spec.hop_length)
     different = (whole_KT[:, :inside] != begin_KT[:, :inside]).sum()
     # another length is another batch for BLAS in the last block: near-ties may fall the other way, nothing else
     assert different <= 1e-4 * whole_KT[:, :inside].numel()
@@ -229,16 +240,18 @@ def test_long_audio_begins_with_the_codes_of_its_beginning(tokenizer: Tokenizer,
 def test_decoded_sound_has_the_samples_that_the_spec_says(tokenizer: Tokenizer, case: Case):
     if not tokenizer.spec.decode_sample_rate:
         pytest.skip("this tokenizer has no decoder")
+    channels = (tokenizer.spec.channels,) if tokenizer.spec.channels > 1 else ()
     with torch.inference_mode():
         codes_KT = tokenizer.encode(speech(20_001))
         for books in (1, tokenizer.spec.num_codebooks):
             sound_N = tokenizer.decode(codes_KT[:books])
-            assert sound_N.shape == (decoded_samples(codes_KT.shape[1], tokenizer.spec),)
+            assert sound_N.shape == (*channels, decoded_samples(codes_KT.shape[1], tokenizer.spec))
             assert sound_N.dtype == torch.float32
             assert sound_N.isfinite().all()
         assert torch.equal(tokenizer.decode(codes_KT), tokenizer.decode(codes_KT))
-        assert not torch.equal(tokenizer.decode(codes_KT), tokenizer.decode(codes_KT[:1]))
-        assert tokenizer.decode(codes_KT[:, :0]).shape == (0,)
+        others_KT = codes_KT[:1] if len(codes_KT) > 1 else codes_KT.flip(1)
+        assert not torch.equal(tokenizer.decode(codes_KT), tokenizer.decode(others_KT))
+        assert tokenizer.decode(codes_KT[:, :0]).shape == (*channels, 0)
 
 
 def test_gaps_are_one_for_each_code(tokenizer: Tokenizer, case: Case):
@@ -251,9 +264,9 @@ def test_gaps_are_one_for_each_code(tokenizer: Tokenizer, case: Case):
     assert gaps_KT.max() > 0
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in COMPILED])
 def test_the_registry_says_what_the_published_configuration_gives(name: str, tmp_path: Path):
-    published = json.loads((CONFIGURATIONS / f"{name}.json").read_text())
+    published = json.loads((CONFIGURATIONS / f"{published_name(name)}.json").read_text())
     assert published["source"]
     (tmp_path / "config.json").write_text(json.dumps(published["model"]))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(published["preprocessor"]))
@@ -261,7 +274,7 @@ def test_the_registry_says_what_the_published_configuration_gives(name: str, tmp
     entry = REGISTRY[name]
     described = describe(TokenizerConfig(tokenizer=name, weights=str(tmp_path)))
     assert described.spec == entry.spec
-    if entry.needs_codebook:
+    if entry.layer is not None:
         assert published["model"]["num_hidden_layers"] == entry.num_layers
         assert described.fingerprint["layer"] == str(entry.layer)
     assert entry.licence

@@ -115,6 +115,11 @@ def test_a_mistake_gets_this_sentence_and_writes_nothing(
             "(or 'wavemill[gpu]' on a machine with a CUDA GPU, never both).",
         ),
         (
+            "tokenizers",
+            "units fit {finished} semantic",
+            "BPE over units needs the package tokenizers. Install it: pip install 'wavemill[models]'.",
+        ),
+        (
             "matplotlib",
             "inspect {finished} --png {tmp}/use.png",
             "A picture needs matplotlib: pip install 'wavemill[plots]'.",

@@ -237,7 +237,7 @@ def installed(
             TableWriter=Watched,
             read_snapshot=read_snapshot,
             open_corpus=lambda root: root.world.corpus,
-            describe_stream=lambda root, stream: described,
+            describe_stream=lambda root, stream, beside: described,
             full_fingerprint=lambda fingerprint, corpus: fingerprint,
             require_named=lambda *arguments, **options: None,
             require_same_corpus=lambda *arguments: None,

@@ -37,6 +37,7 @@ from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA
 from wavemill.storage.table import read_snapshot
 from wavemill.storage.vacuum import vacuum
+from wavemill.tokenizers.spec import Sound
 from zygote import Driver, zygote
 
 RUNS_BESIDE_VACUUM = 4
@@ -245,7 +246,7 @@ def test_a_slow_consumer_bounds_what_is_decoded_ahead(fitted_root: Path) -> None
     longest = max(row["num_samples"] for row in rows if row["error"] is None and row["sample_rate"] == 16_000)
     budget = 3 * 4 * longest
     readers = [Reader(root) for _ in range(2)]
-    ahead = DecodeAhead(rows, {16_000}, readers, budget)
+    ahead = DecodeAhead(rows, {Sound(16_000)}, readers, budget)
     taken, most_bytes = 0, 0
     for _, waveforms in ahead:
         time.sleep(0.005)  # longer than decoding takes
@@ -289,11 +290,11 @@ def test_ten_hours_and_ten_thousand_snippets_make_shards_of_one_size_each_time(t
     windows = [row for shard in plans[0].values() for row in shard.to_pylist() if row["path"] == "long.flac"]
     assert [row["start_sample"] for row in windows] == list(range(0, hours * 3600 * rate, 30 * rate))
     with Reader(Root(tmp_path / "one")) as reader:
-        list(reader.read(windows[:1], [16_000]))  # the decoder starts
+        list(reader.read(windows[:1], [Sound(16_000)]))  # the decoder starts
         took = []
         for row in (windows[1], windows[-1]):
             started = time.monotonic()
-            [waveforms] = reader.read([row], [16_000])
+            [waveforms] = reader.read([row], [Sound(16_000)])
             assert isinstance(waveforms, dict)
             took.append(time.monotonic() - started)
     assert took[1] < took[0] + 2, f"the first window took {took[0]:.2f} s, the last {took[1]:.2f} s"

@@ -255,8 +255,8 @@ def test_a_file_of_one_sample_is_fine(tmp_path: Path, tokenizers: dict[str, Toke
         rows.append(build(tmp_path / f"a.{format}", tmp_path / f"root-{format}")[0])
     for codes in encode(rows, tokenizers):
         assert isinstance(codes, dict)
-        assert codes["semantic"].shape == (1, 0)
-        assert codes["acoustic"].shape == (8, 1)
+        assert codes["semantic"].codes_KT.shape == (1, 0)
+        assert codes["acoustic"].codes_KT.shape == (8, 1)
 
 
 def test_samples_so_large_that_they_overflow_stop_no_run_and_harm_no_neighbour(
@@ -280,7 +280,8 @@ def test_samples_so_large_that_they_overflow_stop_no_run_and_harm_no_neighbour(
         else:
             waveform_N = outcome(tmp_path / "s" / name)
             assert isinstance(waveform_N, Tensor)
-            for stream, codes_KT in result.items():
+            for stream, tokens in result.items():
+                codes_KT = tokens.codes_KT
                 assert tokenizers[stream].encode(waveform_N).equal(codes_KT)
                 assert 0 <= codes_KT.min() <= codes_KT.max() < tokenizers[stream].spec.codebook_size
                 assert tokenizers[stream].features.extract(waveform_N).isfinite().all()  # codes of NaN mean nothing
@@ -383,7 +384,7 @@ def encode(
 def same(one: Encoded, other: Encoded) -> bool:
     if isinstance(one, AudioError) or isinstance(other, AudioError):
         return isinstance(one, AudioError) and isinstance(other, AudioError) and one.kind == other.kind
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return one.keys() == other.keys() and all(torch.equal(one[name].codes_KT, other[name].codes_KT) for name in one)
 
 
 def test_paths_that_lead_out_of_their_source_are_errors(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from wavemill.storage.root import Root
 from wavemill.tokenizers.ladder import BATCH_SECONDS, UNITS_PER_S, batch_size, rung_of
 from wavemill.tokenizers.registry import REGISTRY
 from wavemill.tokenizers.spec import FrameRule, RunFailed, StreamSpec
-from wavemill.tokenizers.tokenizer import Mode, Tokenizer
+from wavemill.tokenizers.tokenizer import Mode, Tokenizer, Tokens
 
 RATE = 16_000
 SPEC = StreamSpec(
@@ -79,17 +79,16 @@ def encoded(
 ) -> list[Tensor]:
     """Codes of each waveform, after all went through a batcher in the given order."""
     batcher = Batcher([lane], max_waiting_bytes=max_waiting_bytes)
-    found: dict[int, dict[str, Tensor]] = {}
-    rate = lane.sample_rate
+    found: dict[int, dict[str, Tokens]] = {}
     for index in range(len(waveforms)) if order is None else order:
-        rung = rung_of(len(waveforms[index]), rate)
+        rung = rung_of(len(waveforms[index]), lane.sound.sample_rate)
         assert rung is not None
-        found |= batcher.add(index, {rate: waveforms[index]}, rung)
+        found |= batcher.add(index, {lane.sound: waveforms[index]}, rung)
         assert batcher.waiting_bytes <= max_waiting_bytes
     found |= batcher.flush()
     assert batcher.waiting_bytes == 0
     assert sorted(found) == list(range(len(waveforms)))
-    return [found[index][lane.name] for index in range(len(waveforms))]
+    return [found[index][lane.name].codes_KT for index in range(len(waveforms))]
 
 
 def same(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
@@ -139,11 +138,11 @@ def test_what_waits_for_its_batch_keeps_to_its_bytes_and_the_fullest_rung_goes_f
         assert {size for size, _ in together.batches} == {1}
     batcher = Batcher([Lane("toy", Together(), Mode.EXACT, batch_seconds=8)], max_waiting_bytes=16_000)
     sound_N = torch.zeros(1_000)
-    assert batcher.add(0, {RATE: sound_N}, 100) == []
-    assert batcher.add(1, {RATE: sound_N}, 200) == []
-    assert batcher.add(2, {RATE: sound_N}, 200) == []
-    assert batcher.add(3, {RATE: sound_N}, 100) == []  # two of eight, two of four
-    assert sorted(index for index, _ in batcher.add(4, {RATE: sound_N}, 100)) == [1, 2]
+    assert batcher.add(0, {SPEC.sound: sound_N}, 100) == []
+    assert batcher.add(1, {SPEC.sound: sound_N}, 200) == []
+    assert batcher.add(2, {SPEC.sound: sound_N}, 200) == []
+    assert batcher.add(3, {SPEC.sound: sound_N}, 100) == []  # two of eight, two of four
+    assert sorted(index for index, _ in batcher.add(4, {SPEC.sound: sound_N}, 100)) == [1, 2]
 
 
 def test_out_of_memory_halves_exact_batches_from_then_on():

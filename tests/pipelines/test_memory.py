@@ -17,6 +17,7 @@ from wavemill.storage.root import Root
 from wavemill.tokenizers.codebook import Codebook
 from wavemill.tokenizers.numerics import use_one_thread
 from wavemill.tokenizers.registry import load_tokenizer
+from wavemill.tokenizers.spec import Sound
 from wavemill.tokenizers.tokenizer import TokenizerConfig
 
 def grown():
@@ -32,10 +33,10 @@ def row(start, num):
     return {**plain, "start_sample": start, "num_samples": num}
 reader = Reader(Root("/nonexistent"))
 windows = [row(start, 480000) for start in range(0, hour, 480000)]
-assert sum(len(found[16000]) for found in reader.read(windows, [16000, 24000])) == hour
+assert sum(len(found[Sound(16000)]) for found in reader.read(windows, [Sound(16000), Sound(24000)])) == hour
 print(grown())
-[whole] = reader.read([row(0, hour)], [16000])
-assert len(whole[16000]) == hour and not whole[16000].any()
+[whole] = reader.read([row(0, hour)], [Sound(16000)])
+assert len(whole[Sound(16000)]) == hour and not whole[Sound(16000)].any()
 del whole
 print(grown())
 tokenizers = {}
@@ -44,7 +45,7 @@ for name in ("mfcc-kmeans", "mel-rvq"):
     codebook = Codebook(torch.randn(books, 8, dim), {"tokenizer": name, "features": f"{name}/1"})
     tokenizers[name] = load_tokenizer(TokenizerConfig(tokenizer=name), codebook)
 [codes], _, _ = encode_rows([row(0, hour)], tokenizers, [reader], ahead_bytes=1 << 20)
-assert codes["mfcc-kmeans"].shape == (1, 179999) and codes["mel-rvq"].shape == (8, 180000)
+assert codes["mfcc-kmeans"].codes_KT.shape == (1, 179999) and codes["mel-rvq"].codes_KT.shape == (8, 180000)
 print(grown())
 with open(f"/proc/{reader._decoder._process.pid}/status") as status:
     print(next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")))

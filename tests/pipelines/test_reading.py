@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import soundfile
 import torch
-from audio_at import read_rows
+from audio_at import PLAIN, read_rows
 from conftest import STREAMS
 from numpy.typing import NDArray
 from torchaudio.models import ConvTasNet
@@ -25,7 +25,7 @@ from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA
 from wavemill.tokenizers.separate import Separator
-from wavemill.tokenizers.spec import RunFailed, UserError
+from wavemill.tokenizers.spec import RunFailed, Sound, UserError
 
 pytestmark = pytest.mark.timeout(100)
 Row = dict[str, Any]
@@ -123,6 +123,54 @@ def test_every_rate_comes_from_one_pass_and_is_what_it_is_alone(tmp_path: Path) 
         assert np.array_equal(together[rate].numpy(), samples_of([row], rate)[0])
 
 
+# Stereo
+
+
+def stereo_of(rows: list[Row], rate: int = RATE) -> list[NDArray[np.float32]]:
+    """`[2, N]` of each row, read together with mono."""
+    with Reader(Root("/nonexistent")) as reader:
+        found = list(reader.read([PLAIN | row for row in rows], [Sound(rate, 2), Sound(rate)]))
+    assert all(not isinstance(result, AudioError) for result in found), found
+    return [result[Sound(rate, 2)].numpy() for result in found if not isinstance(result, AudioError)]
+
+
+def test_the_mix_of_two_channels_is_these_two_in_stereo(tmp_path: Path) -> None:
+    sound_NC = stereo(tmp_path / "a.wav")
+    rows = [row_of(tmp_path / "a.wav", start, 40_000, num_channels=2, gain_db=6.0) for start in (0, 50_000)]
+    for row, got_CN in zip(rows, stereo_of(rows), strict=True):
+        part_NC = sound_NC[row["start_sample"] : row["start_sample"] + 40_000]
+        assert np.allclose(got_CN, part_NC.T * 10 ** (6 / 20), rtol=1e-6)
+        assert not np.allclose(got_CN[0], got_CN[1])
+    alone = [stereo_of([row], 24_000)[0] for row in rows]
+    for row, alone_CN, got_CN in zip(rows, alone, stereo_of(rows, 24_000), strict=True):
+        assert np.array_equal(alone_CN, got_CN)
+        for channel in (0, 1):
+            [channel_N] = samples_of([row | {"channel": str(channel)}], 24_000)
+            assert np.array_equal(alone_CN[channel], channel_N)
+
+
+@pytest.mark.parametrize(("num_channels", "channel"), [(1, "mix"), (2, "1"), (3, "mix")])
+def test_what_is_one_channel_or_the_mean_of_many_is_on_both_in_stereo(
+    tmp_path: Path, num_channels: int, channel: str
+) -> None:
+    stereo(tmp_path / "a.flac", num_channels=num_channels)
+    row = row_of(tmp_path / "a.flac", 100, 30_000, num_channels=num_channels, channel=channel)
+    [got_CN], [mono_N] = stereo_of([row]), samples_of([row])
+    assert np.array_equal(got_CN, np.stack([mono_N, mono_N]))
+
+
+def test_one_channel_that_is_not_finite_is_an_error_in_stereo_too(tmp_path: Path) -> None:
+    sound_NC = np.zeros((20_000, 2), dtype=np.float32)
+    sound_NC[15_000, 1] = np.nan
+    soundfile.write(tmp_path / "a.wav", sound_NC, RATE, subtype="FLOAT")
+    rows = [PLAIN | row_of(tmp_path / "a.wav", start, 10_000, num_channels=2) for start in (0, 10_000)]
+    with Reader(Root("/nonexistent")) as reader:
+        good, bad = reader.read(rows, [Sound(RATE, 2)])
+    assert isinstance(good, dict)
+    assert isinstance(bad, AudioError)
+    assert bad.kind == "non-finite"
+
+
 # Gain
 
 
@@ -208,19 +256,19 @@ def test_separated_sources_are_the_separators_at_the_mixtures_peak(tmp_path: Pat
     rows = [row for row in rows_of(root) if row["path"] == "a.wav"]
     separator = Separator.from_file(weights)
     with Reader(root, separator=separator.sha256) as reader:
-        mixture, *found = list(reader.read(rows, [8_000]))
-        alone = [next(iter(reader.read([row], [8_000]))) for row in rows[1:]]
+        mixture, *found = list(reader.read(rows, [Sound(8_000)]))
+        alone = [next(iter(reader.read([row], [Sound(8_000)]))) for row in rows[1:]]
     assert isinstance(mixture, dict)
     assert len(found) == 2
-    sources_SN = separator.separate(mixture[8_000])
-    factor = mixture[8_000].abs().max() / sources_SN.abs().max()
+    sources_SN = separator.separate(mixture[Sound(8_000)])
+    factor = mixture[Sound(8_000)].abs().max() / sources_SN.abs().max()
     for number, (child, single) in enumerate(zip(found, alone, strict=True)):
         assert isinstance(child, dict)
         assert isinstance(single, dict)
-        assert torch.allclose(child[8_000], sources_SN[number] * factor, rtol=1e-6)
-        assert torch.equal(child[8_000], single[8_000])  # with its neighbours or alone
-    peak = max(float(child[8_000].abs().max()) for child in found if isinstance(child, dict))
-    assert peak == pytest.approx(float(mixture[8_000].abs().max()), rel=1e-6)
+        assert torch.allclose(child[Sound(8_000)], sources_SN[number] * factor, rtol=1e-6)
+        assert torch.equal(child[Sound(8_000)], single[Sound(8_000)])  # with its neighbours or alone
+    peak = max(float(child[Sound(8_000)].abs().max()) for child in found if isinstance(child, dict))
+    assert peak == pytest.approx(float(mixture[Sound(8_000)].abs().max()), rel=1e-6)
 
 
 def test_a_separated_corpus_is_tokenized_and_verified(

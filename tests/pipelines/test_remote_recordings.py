@@ -41,7 +41,7 @@ from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA
 from wavemill.storage.stores import StoreTrouble
-from wavemill.tokenizers.spec import RunFailed
+from wavemill.tokenizers.spec import RunFailed, Sound
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 from killing import committed, descendants
@@ -591,14 +591,14 @@ def test_one_request_is_made_for_each_small_recording_and_none_is_left_behind(on
     readers = [Reader(Root("/nonexistent")) for _ in range(2)]
     on_swift.clear()
     try:
-        found = dict(DecodeAhead(rows, {RATE}, readers, 1 << 20, fetch_ahead_bytes=100_000))
+        found = dict(DecodeAhead(rows, {Sound(RATE)}, readers, 1 << 20, fetch_ahead_bytes=100_000))
         assert sorted(found) == list(range(36))
         assert [request.method for request in on_swift.requests()] == ["GET"] * 12
         assert all(isinstance(found[index], dict) for index in found)
-        left_early = iter(DecodeAhead(rows, {RATE}, readers, 1, fetch_ahead_bytes=100_000))
+        left_early = iter(DecodeAhead(rows, {Sound(RATE)}, readers, 1, fetch_ahead_bytes=100_000))
         next(left_early)
         left_early.close()  # pyright: ignore[reportAttributeAccessIssue]
-        assert len(list(DecodeAhead(rows, {RATE}, readers, 1 << 20))) == 36
+        assert len(list(DecodeAhead(rows, {Sound(RATE)}, readers, 1 << 20))) == 36
     finally:
         for reader in readers:
             reader.close()

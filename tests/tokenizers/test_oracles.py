@@ -22,7 +22,12 @@ from wavemill.tokenizers.tokenizer import TokenizerConfig
 REPO = Path(__file__).resolve().parents[2]
 PYTHON = REPO / ".venv-oracles" / "bin" / "python"
 SCRIPTS = Path(__file__).resolve().parents[1] / "oracles"
-PACKAGES = {"dac": "descript-audio-codec", "encodec": "encodec"}
+PACKAGES = {
+    "dac": "descript-audio-codec",
+    "encodec": "encodec",
+    "speechtokenizer": "speechtokenizer",
+    "snac": "snac",
+}
 
 pytestmark = [
     pytest.mark.oracles,
@@ -56,8 +61,14 @@ def original(name: str, folder: Path, waveforms: list[Tensor], codes_KT: Tensor)
         ("dac-24khz", True),
         ("dac-44khz", True),
         ("encodec-24khz", True),
+        ("encodec-48khz", True),
+        ("speechtokenizer", True),
+        ("snac-24khz", True),
         ("dac-44khz", False),
         ("encodec-24khz", False),
+        ("encodec-48khz", False),
+        ("speechtokenizer", False),
+        ("snac-24khz", False),
     ],
 )
 def test_codes_and_sound_of_speech_are_those_of_the_original_implementation(name: str, small: bool, tmp_path: Path):

@@ -9,7 +9,15 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from wavemill.tokenizers.spec import FrameRule, StreamSpec, chunk_frames, decoded_samples, num_frames
+from wavemill.tokenizers.spec import (
+    FrameRule,
+    Sound,
+    StreamSpec,
+    chunk_frames,
+    decoded_samples,
+    frames_by_chunk,
+    num_frames,
+)
 
 
 def make_spec(
@@ -106,7 +114,24 @@ def test_a_spec_survives_json(frame_rule: FrameRule, hop_length: int, window_len
     again = StreamSpec.from_json(json.loads(json.dumps(spec.to_json())))
     assert again == spec
     assert again.frame_rule is frame_rule  # an enum member again, so that `num_frames` takes the same branch
-    assert num_frames(10_000, again) == num_frames(10_000, spec)
+    if spec.has_clock:
+        assert num_frames(10_000, again) == num_frames(10_000, spec)
+
+
+def test_a_stream_of_embeddings_has_one_frame_of_each_segment_that_has_a_window() -> None:
+    spec = make_spec(FrameRule.ONE, hop_length=320, window_length=400)
+    assert [num_frames(n, spec) for n in (0, 399, 400, 10**9)] == [0, 0, 1, 1]
+
+
+def test_a_stream_without_a_clock_says_so_instead_of_a_number() -> None:
+    spec = make_spec(FrameRule.FREE)
+    assert not spec.has_clock
+    with pytest.raises(ValueError, match="no clock"):
+        num_frames(10_000, spec)
+
+
+def test_what_a_plain_stream_does_not_have_is_not_in_its_json() -> None:
+    assert not {"dim", "durations", "text"} & make_spec(FrameRule.CEIL).to_json().keys()
 
 
 def test_a_spec_with_an_unknown_rule_or_field_is_refused() -> None:
@@ -143,6 +168,49 @@ def test_chunks_have_the_frames_that_encodec_gives_at_48_khz(num_samples: int):
     expected = [frames] * (chunks - 1) + [frames - encoded.last_frame_pad_length]
     assert chunk_frames(num_samples, chunked_spec()) == expected
     assert num_frames(num_samples, chunked_spec()) == sum(expected)
+
+
+@given(st.integers(0, 200_000))
+def test_as_many_frames_lie_in_the_same_chunks_whatever_the_samples(num_samples: int):
+    spec = chunked_spec()
+    assert frames_by_chunk(num_frames(num_samples, spec), spec) == chunk_frames(num_samples, spec)
+
+
+@given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 9), st.integers(0, 9))
+def test_chunks_are_told_from_frames_whatever_their_length(num_samples: int, hop: int, stride: int, overlap: int):
+    spec = replace(chunked_spec(), hop_length=hop, chunk_stride=stride, chunk_length=stride + overlap)
+    assert frames_by_chunk(num_frames(num_samples, spec), spec) == chunk_frames(num_samples, spec)
+
+
+def test_a_number_of_frames_that_no_segment_has_is_refused():
+    spec = replace(chunked_spec(), hop_length=4, chunk_stride=4, chunk_length=8)
+    assert [num_frames(length, spec) for length in (4, 5)] == [1, 3]
+    with pytest.raises(ValueError, match="no segment has 2 frames of toy"):
+        frames_by_chunk(2, spec)
+
+
+def test_sound_of_chunks_ends_with_the_last_of_them():
+    spec = replace(chunked_spec(), decode_sample_rate=48_000)
+    assert decoded_samples(0, spec) == 0
+    assert decoded_samples(10, spec) == 3_200
+    assert decoded_samples(num_frames(47_521, spec), spec) == 47_520 + 320
+    assert decoded_samples(num_frames(100_007, spec), spec) == 2 * 47_520 + 16 * 320
+
+
+def test_frames_of_overlaps_count_in_the_mean_rate():
+    spec = chunked_spec()
+    assert (spec.frame_rate, spec.mean_frame_rate) == (150, Fraction(150 * 100, 99))
+    assert 990 * spec.mean_frame_rate == 150 * 1_000
+    assert num_frames(990 * 48_000, spec) == 150 * 1_000 - 1  # the last chunk ends with the samples
+    assert make_spec(FrameRule.CEIL).mean_frame_rate == make_spec(FrameRule.CEIL).frame_rate
+
+
+def test_channels_are_told_where_there_is_more_than_one():
+    mono = make_spec(FrameRule.CEIL)
+    assert "channels" not in mono.to_json()
+    assert mono.sound == Sound(16_000)
+    stereo = replace(mono, channels=2)
+    assert StreamSpec.from_json(stereo.to_json()).sound == Sound(16_000, 2)
 
 
 def test_no_samples_are_no_chunks():

@@ -1,4 +1,4 @@
-"""HuBERT, WavLM and wav2vec 2.0: small, with random weights, against transformers one segment at a time."""
+"""HuBERT, WavLM, wav2vec 2.0 and data2vec: small, with random weights, against transformers one segment at a time."""
 
 import json
 from pathlib import Path
@@ -17,10 +17,10 @@ from wavemill.tokenizers.tokenizer import Mode, TokenizerConfig
 NAMES = [
     name
     for name, entry in REGISTRY.items()
-    if name.startswith(("hubert", "wavlm", "wav2vec2")) and entry.needs_codebook
+    if name.startswith(("hubert", "wavlm", "wav2vec2", "data2vec")) and entry.needs_codebook
 ]
-# post-norm and pre-norm, group and layer norm, with a gated bias and without
-KINDS = ["hubert-base", "hubert-large", "wavlm-base", "wavlm-large", "wav2vec2-large-lv60"]
+# post-norm and pre-norm, group and layer norm, with a gated bias and without, one positional convolution and five
+KINDS = ["hubert-base", "hubert-large", "wavlm-base", "wavlm-large", "wav2vec2-large-lv60", "data2vec-base"]
 
 
 @pytest.fixture(scope="module")
