@@ -155,15 +155,17 @@ def show_dataset(dataset: dict[str, Any]) -> None:
     if not dataset["streams"]:
         Console().print("There is no stream yet: make some with `wavemill tokenize`.")
         return
-    table = Table(title="streams")
-    table.add_column("", style="bold")
-    for stream in dataset["streams"]:
-        table.add_column(stream["stream"], justify="right")
-    for title, figure in _STREAM_FIGURES.items():
-        figures = [figure(stream) for stream in dataset["streams"]]
-        if set(figures) != {"-"}:
-            table.add_row(title, *figures)
-    Console().print(table)
+    for begin in range(0, len(dataset["streams"]), _STREAMS_IN_A_TABLE):
+        streams = dataset["streams"][begin : begin + _STREAMS_IN_A_TABLE]
+        table = Table(title=None if begin else "streams")
+        table.add_column("", style="bold")
+        for stream in streams:
+            table.add_column(stream["stream"], justify="right", overflow="fold")
+        for title, figure in _STREAM_FIGURES.items():
+            figures = [figure(stream) for stream in streams]
+            if set(figures) != {"-"}:
+                table.add_row(title, *figures)
+        Console().print(table)
     for stream in dataset["streams"]:
         if stream["errors"]:
             Console().print(Text(f"{stream['stream']}: errors {_counts(stream['errors_by_class'])}"))
@@ -175,6 +177,7 @@ def show_dataset(dataset: dict[str, Any]) -> None:
             )
 
 
+_STREAMS_IN_A_TABLE = 3  # so that it fits 80 columns
 _STREAM_FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "tokenizer": lambda stream: f"{stream['tokenizer']}@{stream['fingerprint']}",
     "frames per second": lambda stream: stream["frame_rate"] if stream["bits_per_second"] else "-",

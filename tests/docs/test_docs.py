@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from wavemill.jobs.cli import main
 from wavemill.jobs.console import app
 from wavemill.jobs.recipe import Recipe
+from wavemill.tokenizers.registry import REGISTRY
 
 REPO = Path(__file__).resolve().parents[2]
 FOLDER = REPO / "infra" / "docs"
@@ -139,6 +140,14 @@ def test_the_segment_in_the_readme_is_one_of_the_demo_and_can_be_drawn(finished_
     (tmp_path / "demo").symlink_to(finished_root)  # of the same recordings, under the same names
     _run_line(f"{line[1]} segment.png", tmp_path)
     assert (tmp_path / "segment.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_tokenizer_that_the_docs_recommend_to_a_system_is_registered():
+    section = (FOLDER / "tokenizers.md").read_text().partition("## Which system reads what")[2].partition("\n## ")[0]
+    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("|")][2:]
+    named = {name for row in rows for name in re.findall(r"`([a-z0-9-]+)`", row)}
+    assert len(rows) > 12
+    assert named - set(REGISTRY) == set()
 
 
 def test_pictures_in_the_docs_are_small():

@@ -17,7 +17,7 @@ from wavemill.tokenizers.tokenizer import Mode, TokenizerConfig
 NAMES = [
     name
     for name, entry in REGISTRY.items()
-    if name.startswith(("hubert", "wavlm", "wav2vec2", "data2vec")) and entry.needs_codebook
+    if name.startswith(("hubert", "wavlm", "wav2vec2", "data2vec")) and entry.layer is not None
 ]
 # post-norm and pre-norm, group and layer norm, with a gated bias and without, one positional convolution and five
 KINDS = ["hubert-base", "hubert-large", "wavlm-base", "wavlm-large", "wav2vec2-large-lv60", "data2vec-base"]
