@@ -9,8 +9,6 @@ from ..storage.table import Snapshot
 from ..tokenizers.spec import RunFailed
 from ..tokenizers.tokenizer import Mode
 
-_TOGETHER = 10_000  # segments of the shards that a GPU's worker takes together: so that batches fill
-
 
 class WorkersLost(RunFailed):
     """Workers are gone for good, and with them what they had in hand; what others reported is good."""
@@ -42,6 +40,11 @@ class Work(Protocol):
     @property
     def batch_seconds(self) -> Mapping[Mode, float] | None:
         """None where each segment is taken alone."""
+        ...
+
+    @property
+    def together(self) -> int:
+        """Segments that a worker should take together, so that batches fill."""
         ...
 
     def worker(self) -> Worker: ...
@@ -94,7 +97,7 @@ def task_groups(tasks: Sequence[ShardTask], work: Work, *, num_workers: int) -> 
     if work.batch_seconds is None:
         return [(task,) for task in tasks]
     num_segments = {task.shard: work.corpus.files[task.shard].num_rows for task in tasks}
-    enough = min(_TOGETHER, sum(num_segments.values()) / num_workers)
+    enough = min(work.together, sum(num_segments.values()) / num_workers)
     groups: list[tuple[ShardTask, ...]] = []
     by_streams = sorted(tasks, key=lambda task: task.streams)
     for _, alike in groupby(by_streams, key=lambda task: task.streams):

@@ -290,6 +290,7 @@ class RayEngine:
         assert self._watch is not None, "start first"
         dead = self._watch.dead()
         if dead:
+            self._watch.close()  # there is nothing left to tell: what is done may be committed in peace
             raise WorkersLost(f"{dead} {_RUN_AGAIN}")
 
     def _note_death(self, group: tuple[ShardTask, ...], attempts: Counter[int], why: str) -> list[ShardTask]:

@@ -157,9 +157,11 @@ def mend(
                 elif accept or not is_damaged:
                     other.setdefault(name, []).append(receipt)
                 else:
-                    repaired.problems.append(_otherwise(name, report.shard, snapshots[name], report.numerics))
+                    repaired.problems.append(_otherwise(name, report.shard, snapshots[name], report.numerics[name]))
             on_report(report)
-        for name, receipts in other.items():
+        # what is made of a stream before it: if this ends in between, it is damaged still, and both are made again
+        for name in [stream.name for stream in reversed(streams) if stream.name in other]:
+            receipts = other[name]
             damaged = {shard for shard, stream in found.damaged if stream == name}
             TableWriter(root, stream_folder(name)).replace(receipts, damaged=damaged)
             repaired.replaced += len(receipts)

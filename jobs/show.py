@@ -52,6 +52,7 @@ def describe_entries(entries: Iterable["TokenizerEntry"]) -> list[dict[str, Any]
             "about": entry.about,
             "frame_rate": exact_rate(entry.spec.frame_rate),
             "bits_per_second": entry.spec.bits_per_second,
+            "output": entry.output.value,
             "needs_codebook": entry.needs_codebook,
             "needs_units": entry.needs_units,
             "decodes": bool(entry.spec.decode_sample_rate),
@@ -84,11 +85,12 @@ def show_tokenizers(entries: list[dict[str, Any]]) -> None:
             if entry["kind"] == kind:
                 spec = entry["spec"]
                 layers = "-" if entry["layer"] is None else f"{entry['layer']} of 0-{entry['num_layers']}"
+                codes = entry["output"] == "codes"
                 table.add_row(
                     entry["name"],
-                    entry["frame_rate"],
-                    f"{spec['num_codebooks']} x {spec['codebook_size']:,}",
-                    f"{entry['bits_per_second']:,.0f}",
+                    "-" if spec["frame_rule"] == "one" else entry["frame_rate"],
+                    f"{spec['num_codebooks']} x {spec['codebook_size']:,}" if codes else "numbers",
+                    f"{entry['bits_per_second']:,.0f}" if codes else "-",
                     spec["frame_rule"],
                     layers if kind == "semantic" else f"{spec['decode_sample_rate'] / 1000:g} kHz",
                 )
@@ -98,6 +100,8 @@ def show_tokenizers(entries: list[dict[str, Any]]) -> None:
         if entry["kind"] in ("text", "derived"):
             spec = entry["spec"]
             codes = f"{spec['dim']:,} numbers" if spec.get("dim") else f"1 x {spec['codebook_size']:,} codes"
+            if entry["needs_units"]:
+                codes = f"{spec['num_codebooks']} x as many codes as fitted"
             gives = [codes, *(part for part in ("durations", "text") if spec.get(part))]
             if entry["takes"] == "codes" and not entry["needs_units"]:
                 gives[0] = "its source's codes"
@@ -108,9 +112,11 @@ def show_tokenizers(entries: list[dict[str, Any]]) -> None:
         if entry["weights"]:
             table.add_row(entry["name"], entry["weights"], entry["licence"])
     Console().print(table)
-    print("Frames: floor, whole windows only; ceil, the last hop is padded. Layers: the")
-    print("default of those there are. Codebooks are the tokenizer's own, but for features")
-    print("(mfcc-kmeans, mel-rvq, all with layers), whose codebooks are fitted or imported.")
+    print("Frames: floor, whole windows only; ceil, the last hop is padded; one, a vector")
+    print("for the segment. Layers: the default of those there are. Codebooks are the")
+    print("tokenizer's own, but for features (mfcc-kmeans, mel-rvq, all with layers), whose")
+    print("codebooks are fitted or imported. Numbers (all -latents, wavlm-sv) are kept in")
+    print("float16, or become codes by a codebook that is fitted for them and named.")
 
 
 def _listing(title: str, columns: tuple[str, ...]) -> Table:

@@ -188,7 +188,7 @@ class _Run:
         for stream in streams:
             if snapshots[stream.name] is None:
                 spec, fingerprint = about.specs[stream.name], about.fingerprints[stream.name]
-                metadata = stream_metadata(stream, corpus, spec, fingerprint, about.numerics)
+                metadata = stream_metadata(stream, corpus, spec, fingerprint, about.numerics[stream.name])
                 created = create_table(root, stream.folder, schema=stream_schema(spec), metadata=metadata)
                 # another run may have been faster, with another tokenizer
                 require_same_fingerprint(root, stream.name, created, full_fingerprint(fingerprint, corpus))
@@ -243,12 +243,14 @@ class _Run:
         enough = min(_JUDGE_AFTER, self._corpus.num_rows)
         return self._segments >= enough and self._errors > self._options.max_error_share * self._segments
 
-    def _require_numerics(self, found: dict[str, str]) -> None:
+    def _require_numerics(self, found: dict[str, dict[str, str]]) -> None:
+        """Compare the classes of the streams that are being made with those that they were begun in."""
         if self._options.any_numerics:
             return
-        for name, expected in self._numerics.items():
-            if expected is not None and expected != found:
-                part, theirs, ours = first_difference(expected, found)
+        for name, here in found.items():
+            expected = self._numerics[name]
+            if expected is not None and expected != here:
+                part, theirs, ours = first_difference(expected, here)
                 raise StreamMismatch(
                     f'Stream "{name}" was written in another numerics class ({part}: {theirs} there, {ours} here), so '
                     "codes may differ in rare near-ties. Run on the same kind of machine and versions, give the run "

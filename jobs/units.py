@@ -22,7 +22,8 @@ def fit_units(
     """Fit byte pairs on some `budget_units` units of a stream and write `codebooks/<name>.json`; its story.
 
     The sample are whole segments, chosen by their ids and the seed alone. Raises `UserError` for a stream of several
-    codebooks or without units, a size that leaves no room for pairs, and a name that is taken.
+    codebooks or without units, a budget that takes none of them, a size that leaves no room for pairs, and a name that
+    is taken.
     """
     library = library_version()
     relative = unit_model_file(name)
@@ -41,6 +42,11 @@ def fit_units(
     root.require_writable()
     sample = _Sample(root, snapshot, seed, share=min(1.0, budget_units / there), most=2 * budget_units)
     merges = fit_bpe(sample, num_units=num_units, size=size)
+    if not sample.units:
+        raise UserError(
+            f"None of the segments of stream {stream!r} that the seed chooses fits a --budget of {4 * budget_units:,} "
+            f"bytes, four a unit. Give more: {4 * there:,} takes all {there:,} units."
+        )
     story = {
         "model": name,
         "stream": stream,

@@ -86,8 +86,8 @@ def paint_frames(labels: _Labels, num_frames: int, spec: StreamSpec, sample_rate
     """The phone of each frame `[T]`, -1 outside all phones; where phones overlap, the one that begins last.
 
     A frame's phone is the one said at its centre: sample `t * hop_length + window_length / 2` of the stream's clock,
-    and, where frames are padded hops (the `ceil` rule), `t * hop_length + hop_length / 2`. Exact: no rounding. In a
-    chunked stream t counts from the first sample of the frame's chunk.
+    and, where frames are padded hops (the `ceil` rule) or windows shorter than hops, `t * hop_length + hop_length / 2`.
+    Exact: no rounding. In a chunked stream t counts from the first sample of the frame's chunk.
     """
     if not spec.chunk_length:
         return _paint(labels, num_frames, spec, sample_rate, begin=0)
@@ -98,7 +98,7 @@ def paint_frames(labels: _Labels, num_frames: int, spec: StreamSpec, sample_rate
 
 def _paint(labels: _Labels, num_frames: int, spec: StreamSpec, sample_rate: int, *, begin: int) -> NDArray[np.int64]:
     """`paint_frames` of frames the first of which begins at sample `begin` of the stream's clock."""
-    width = spec.hop_length if spec.frame_rule is FrameRule.CEIL else spec.window_length
+    width = spec.hop_length if spec.frame_rule is FrameRule.CEIL else max(spec.window_length, spec.hop_length)
     # frame t is in [start, end) of the recording's clock if
     # 2 * start * rate <= (2 * (begin + t * hop) + width) * sample_rate
     step, offset = 2 * spec.hop_length * sample_rate, (2 * begin + width) * sample_rate
@@ -165,10 +165,11 @@ def count_phones(
     """Count phones and units over the frames of a stream, shard by shard.
 
     Phones come from the corpus, or from `label_file`. Raises `UserError` for a codebook the stream does not have, for
-    more labels than there are phones, and where no frame has a phone.
+    more labels than there are phones, for a stream that has no codes on a clock, and where no frame has a phone.
     """
     snapshot = open_stream(root, stream)
     spec = stream_spec(snapshot)
+    _require_codes_on_a_clock(stream, spec)
     codebook = _require_codebook(stream, spec, codebook)
     counts = PhoneCounts(np.zeros((0, spec.codebook_size), dtype=np.int64))
     numbers = _Numbers(fold)
@@ -328,6 +329,19 @@ def _added(
         places = np.concatenate(phones) * size + np.concatenate(units)
         grown_PC += np.bincount(places, minlength=grown_PC.size).reshape(grown_PC.shape)
     return grown_PC
+
+
+def _require_codes_on_a_clock(stream: str, spec: StreamSpec) -> None:
+    if spec.frame_rule not in (FrameRule.FLOOR, FrameRule.CEIL):
+        has = "one frame a segment" if spec.frame_rule is FrameRule.ONE else "no clock"
+    elif spec.dim:
+        has = "numbers, not codes"
+    else:
+        return
+    raise UserError(
+        f"Stream {stream!r} ({spec.tokenizer}) has {has}, and phones are compared with codes at their times: name a "
+        "stream of codes that follow a clock, --stream NAME."
+    )
 
 
 def _require_codebook(stream: str, spec: StreamSpec, codebook: int | None) -> int:

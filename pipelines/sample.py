@@ -66,6 +66,10 @@ class SampleWork:
         """Each segment alone."""
         return None
 
+    @property
+    def together(self) -> int:
+        return 1
+
     def worker(self) -> "Sampler":
         return Sampler(self)
 

@@ -96,6 +96,7 @@ def plan_sample(
             f"{did_you_mean(column, STRATIFY)}"
         )
     found: dict[str, _Candidates] = {}
+    num_new = num_kept = 0
     columns: list[str] = [*_COLUMNS, *({column} - set(_COLUMNS) if column else ())]
     for shard in corpus.files:
         of_shard: dict[str, list[tuple[float, int]]] = {}
@@ -105,7 +106,11 @@ def plan_sample(
                 value = "" if column is None or row[column] is None else str(row[column])
                 of_shard.setdefault(value, []).append((_number(seed, row["id"]), frames))
         for value, segments in of_shard.items():
-            found.setdefault(value, _Candidates(_SPREAD * budget_frames)).add(segments, shard)
+            found.setdefault(value, _Candidates()).add(segments, shard)
+            num_new += len(segments)
+        if num_new > max(_PRUNE_EVERY, num_kept):
+            num_new, num_kept = 0, _prune(list(found.values()), budget_frames)
+    _prune(list(found.values()), budget_frames)
     values = sorted(found)
     quotas = equal_shares([found[value].num_frames for value in values], budget_frames)
     all_of_it = sum(found[value].num_frames for value in values) <= budget_frames
@@ -136,28 +141,19 @@ def equal_shares(there: Sequence[int], budget: int) -> list[int]:
 
 
 class _Candidates:
-    """Segments of a stratum that may be chosen: those with the lowest numbers, as many as hold `most` frames.
+    """Segments of a stratum that may be chosen, those with the lowest numbers: its number, its frames and its shard."""
 
-    So memory does not grow with the corpus. Of each its number, its frames and its shard.
-    """
-
-    def __init__(self, most: int) -> None:
+    def __init__(self) -> None:
         self.num_frames = 0  # of all segments
-        self._most = most
         self._new: list[NDArray[np.void]] = []
-        self._num_new = 0
         self._kept = np.empty(0, dtype=_CANDIDATE)
 
     def add(self, segments: Sequence[tuple[float, int]], shard: int) -> None:
         self.num_frames += sum(frames for _, frames in segments)
         self._new.append(np.array([(number, frames, shard) for number, frames in segments], dtype=_CANDIDATE))
-        self._num_new += len(segments)
-        if self._num_new > max(_PRUNE_EVERY, len(self._kept)):
-            self._prune()
 
     def stratum(self, quota: int, *, all_of_it: bool) -> Stratum:
         """Segments from the lowest number on until they hold `_SPREAD` quotas of frames."""
-        self._prune()
         covered_M = np.cumsum(self._kept["frames"])
         num = len(covered_M) if all_of_it else int(np.searchsorted(covered_M, _SPREAD * quota)) + 1
         num = min(num, len(covered_M)) if quota or all_of_it else 0
@@ -169,11 +165,23 @@ class _Candidates:
         """Those of the segments whose number is up to `last`."""
         return np.unique(self._kept["shard"][self._kept["number"] <= last]).tolist()
 
-    def _prune(self) -> None:
+    def prune(self, most: int) -> int:
+        """Keep as many as hold `most` frames; how many these are."""
         every = np.sort(np.concatenate([self._kept, *self._new]), order=("number", "frames", "shard"))
-        self._new, self._num_new = [], 0
+        self._new = []
         before_M = np.cumsum(every["frames"]) - every["frames"]
-        self._kept = every[before_M < self._most].copy()
+        self._kept = every[before_M < most].copy()
+        return len(self._kept)
+
+
+def _prune(strata: Sequence[_Candidates], budget: int) -> int:
+    """Keep what may be chosen yet, so that memory does not grow with the corpus; how many segments these are.
+
+    What the largest stratum gets of the budget only falls with what comes, and no other gets more.
+    """
+    there = [stratum.num_frames for stratum in strata]
+    most = budget if sum(there) <= budget else max(equal_shares(there, budget)) + 1
+    return sum(stratum.prune(_SPREAD * most) for stratum in strata)
 
 
 def _digest(seed: int, row_id: str) -> int:

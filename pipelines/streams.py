@@ -70,7 +70,10 @@ def describe_stream(
     _require_source_named(stream)
     described = describe(stream.tokenizer)  # what is wrong with it is told before a codebook that it lacks
     source = _source(root, stream, beside, made_later)
-    if stream.codebook_name in made_later and takes_codebook(stream.tokenizer):
+    entry = require_tokenizer(stream.tokenizer.tokenizer)
+    # features that a codebook is named for become codes, unless something else was asked for
+    quantized = entry.needs_codebook and stream.tokenizer.output in (None, Output.CODES)
+    if stream.codebook_name in made_later and quantized:
         return described
     name, codebook = _stream_codebook(root, stream)
     return describe_tokenizer(stream.tokenizer, codebook, codebook_name=name, source=source)

@@ -24,8 +24,19 @@ from ..storage.table import Receipt, Snapshot, write_shard
 from ..tokenizers.ladder import VERSION as LADDER_VERSION
 from ..tokenizers.ladder import rung_of
 from ..tokenizers.numerics import numerics_class, use_exact_math, use_one_thread
+from ..tokenizers.registry import output_of, require_tokenizer
 from ..tokenizers.spec import RunFailed, StreamSpec
-from ..tokenizers.tokenizer import Mode, RowTokenizer, TextTokenizer, Tokenizer, Tokens, UnitTokenizer, tokens_of
+from ..tokenizers.tokenizer import (
+    Mode,
+    Output,
+    RowTokenizer,
+    TextTokenizer,
+    Tokenizer,
+    TokenizerConfig,
+    Tokens,
+    UnitTokenizer,
+    tokens_of,
+)
 from .ahead import DecodeAhead
 from .batching import Batcher, Lane, require_frame_rule
 from .decoder import DecoderSettings
@@ -33,6 +44,8 @@ from .derived import Result, hearing_ones, of_texts, of_tokens, stored_results
 from .entries import AudioError
 from .reading import Reader, Row, Waveforms
 from .streams import StreamConfig, load_stream_tokenizer, without_revision
+
+_TOGETHER, _TOGETHER_AS_NUMBERS = 10_000, 500  # segments of the shards that a GPU's worker takes together
 
 AnyTokenizer = Tokenizer | RowTokenizer
 
@@ -53,6 +66,12 @@ class Work:
     max_waiting_bytes: int = 2 * 1024**3  # of waveforms that wait for their batch
     sources: dict[str, Snapshot] = field(default_factory=dict)  # what derived streams are made of, where it is there
     idle: frozenset[str] = frozenset()  # streams that no shard lacks: their models are not loaded
+
+    @property
+    def together(self) -> int:
+        """Segments whose tokens a worker may hold before it writes them: fewer where these are numbers."""
+        continuous = any(output_of(stream.tokenizer) is Output.FEATURES for stream in self.streams)
+        return _TOGETHER_AS_NUMBERS if continuous else _TOGETHER
 
     def worker(self) -> "Worker":
         return Worker(self)
@@ -87,18 +106,18 @@ class ShardReport:
     encode_s: float
     write_s: float
     fingerprints: dict[str, dict[str, str]]  # by stream name
-    numerics: dict[str, str]
+    numerics: dict[str, dict[str, str]]  # by stream name
     errors_by_class: dict[str, int]
     example_error: str  # of the first segment with one: its path and why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerAbout:
-    """What a worker is, for the driver to compare with its peers and with the streams."""
+    """What a worker is, for the driver to compare with its peers and with the streams; by stream, without idle ones."""
 
     specs: dict[str, StreamSpec]
     fingerprints: dict[str, dict[str, str]]
-    numerics: dict[str, str]
+    numerics: dict[str, dict[str, str]]
 
 
 class Worker:
@@ -111,7 +130,11 @@ class Worker:
         self._root = Root(work.root_uri)
         self._folders = {stream.name: stream.folder for stream in work.streams}
         self._receipts_sent = 0
-        self._numerics = numerics_class(work.device) | _batching_class(work)
+        self._numerics = {
+            stream.name: numerics_of(stream.tokenizer, work.device, work.batch_seconds)
+            for stream in work.streams
+            if stream.name not in work.idle
+        }
 
     # what takes long is made when it is first needed: that a worker has a place is known before its weights are there
 
@@ -207,7 +230,7 @@ class Worker:
         receipts = {}
         for name in task.streams:
             spec = self._tokenizers[name].spec
-            table = stream_table(rows, results[name], spec, self._numerics)
+            table = stream_table(rows, results[name], spec, self._numerics[name])
             receipts[name] = write_shard(
                 self._root, self._folders[name], task.shard, table, codebook_size=spec.codebook_size
             )
@@ -223,7 +246,7 @@ class Worker:
             encode_s=encode_s,
             write_s=time.perf_counter() - started,
             fingerprints={name: without_revision(self._tokenizers[name].fingerprint) for name in task.streams},
-            numerics=self._numerics,
+            numerics={name: self._numerics[name] for name in task.streams},
             errors_by_class=dict(Counter(error.kind for _, error in errors)),
             example_error=f"{errors[0][0]['path']}: {errors[0][1].message}" if errors else "",
         )
@@ -247,11 +270,23 @@ def _lanes(work: Work, tokenizers: dict[str, AnyTokenizer]) -> dict[str, Lane] |
     }
 
 
-def _batching_class(work: Work) -> dict[str, str]:
-    """What batching adds to the numerics class: the shapes of `fast` mode. Those of `exact` mode are free."""
-    if work.batch_seconds is None or all(stream.tokenizer.mode is Mode.EXACT for stream in work.streams):
-        return {}
-    return {"batches": f"ladder {LADDER_VERSION}, {work.batch_seconds[Mode.FAST]:g} s in fast mode"}
+def numerics_of(config: TokenizerConfig, device: str, batch_seconds: dict[Mode, float] | None) -> dict[str, str]:
+    """The numerics class of one stream: that of the device and, in `fast` mode, the shapes of batches.
+
+    Those of `exact` mode are free. What computes with integers alone is of one class everywhere.
+    """
+    if integers_only(config.tokenizer):
+        return {"device": "any"}
+    if batch_seconds is None or config.mode is Mode.EXACT:
+        return numerics_class(device)
+    batches = f"ladder {LADDER_VERSION}, {batch_seconds[Mode.FAST]:g} s in fast mode"
+    return numerics_class(device) | {"batches": batches}
+
+
+def integers_only(tokenizer: str) -> bool:
+    """Whether nothing is rounded on the way to a tokenizer's tokens: ids of texts, and what is made of codes."""
+    entry = require_tokenizer(tokenizer)
+    return entry.takes != "audio" and not entry.spec.dim
 
 
 Encoded = dict[str, Tokens] | AudioError  # by stream, or why there are none

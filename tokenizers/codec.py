@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .hub import Weights, find_weights, fingerprint_of
-from .spec import UserError
+from .spec import StreamSpec, UserError
 from .tokenizer import TokenizerConfig
 
 # for each chunk, its latents [B, T, D] float32 and how many frames of each segment hold
@@ -81,6 +81,23 @@ def require_published(weights: Weights, name: str, published: dict[str, Any]) ->
             f"{weights.name} holds another codec than {name}: {'; '.join(differing)}. Name other weights, or the "
             "tokenizer that takes these."
         )
+
+
+def num_quantizers(weights: Weights, spec: StreamSpec) -> int:
+    """How many codebooks the last of the bandwidths pays for at the spec's rate, as `num_quantizers` of transformers.
+
+    Raises `UserError` if it pays for none.
+    """
+    bandwidths, size = weights.config["target_bandwidths"], weights.config["codebook_size"]
+    there = 0
+    if bandwidths and math.isfinite(bandwidths[-1]) and size > 1:
+        there = int(1000 * bandwidths[-1] // (math.ceil(spec.frame_rate) * math.ceil(math.log2(size))))
+    if there < 1:
+        raise UserError(
+            f"{weights.name} has no codebooks: its config.json says codebook_size {size} and target_bandwidths "
+            f"{list(bandwidths)} (kbit/s), which pay for none. Fetch it again, or name other weights."
+        )
+    return there
 
 
 def num_codebooks_of(config: TokenizerConfig, there: int, default: int) -> int:

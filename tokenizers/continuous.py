@@ -54,7 +54,7 @@ class ContinuousTokenizer:
         if self._ctc is not None:
             labels_T = self._ctc.labels(waveform_N)
             merged = [
-                (_stored(frames_RD), sizes_R) for frames_RD, sizes_R in merge_runs(pieces, labels_T, (self._ctc.blank,))
+                (stored(frames_RD), sizes_R) for frames_RD, sizes_R in merge_runs(pieces, labels_T, (self._ctc.blank,))
             ]
             durations_R = torch.cat([torch.empty(0, dtype=torch.int32), *(sizes_R for _, sizes_R in merged)])
             return replace(self._of(frames_RD for frames_RD, _ in merged), durations_T=durations_R)
@@ -76,13 +76,13 @@ class ContinuousTokenizer:
         stored_TD = torch.empty(num, self.spec.dim, dtype=torch.float16)
         begin = 0
         for piece_TD in pieces:
-            stored_TD[begin : begin + piece_TD.shape[0]] = _stored(piece_TD)
+            stored_TD[begin : begin + piece_TD.shape[0]] = stored(piece_TD)
             begin += piece_TD.shape[0]
         assert begin == num, "frames are as many as the frame rule says"
         return Tokens(codes_KT=torch.empty(0, num, dtype=torch.int64), frames_TD=stored_TD)
 
     def _of(self, pieces: Iterable[Tensor]) -> Tokens:
-        stored_TD = torch.cat([torch.empty(0, self.spec.dim, dtype=torch.float16), *map(_stored, pieces)])
+        stored_TD = torch.cat([torch.empty(0, self.spec.dim, dtype=torch.float16), *map(stored, pieces)])
         return Tokens(codes_KT=torch.empty(0, stored_TD.shape[0], dtype=torch.int64), frames_TD=stored_TD)
 
 
@@ -110,12 +110,12 @@ def describe_continuous(described: Description, output: Output) -> Description:
     return replace(described, config=replace(config, output=output), spec=spec, fingerprint=fingerprint)
 
 
+def stored(frames_TD: Tensor) -> Tensor:
+    """Frames as they are kept: float16, saturated at its ends, on the CPU, where there is more room."""
+    return frames_TD.clamp(-_LARGEST, _LARGEST).half().cpu()
+
+
 def _pieces(features: Features, waveform_N: Tensor) -> Iterable[Tensor]:
     if isinstance(features, PiecewiseFeatures):
         return features.pieces(waveform_N)
     return [features.extract(waveform_N)]
-
-
-def _stored(frames_TD: Tensor) -> Tensor:
-    """Frames as they are kept, on the CPU, where there is more room."""
-    return frames_TD.clamp(-_LARGEST, _LARGEST).half().cpu()

@@ -3,7 +3,6 @@
 Axes: B segments, N samples, T frames, D dimensions, Q codebooks there are, C codes of one, K codebooks of a stream.
 """
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .causal import CausalCodec, Walk
-from .codec import codec_fingerprint, find_codec, num_codebooks_of, product, require_published
+from .codec import codec_fingerprint, find_codec, num_codebooks_of, num_quantizers, product, require_published
 from .hub import load_model, remove_weight_norm
 from .latents import with_latents
 from .quantize import ResidualQuantizer
@@ -74,13 +73,10 @@ class Encodec:
 def _describe(config: TokenizerConfig) -> Description:
     weights = find_codec(config, default=_WEIGHTS, architecture="encodec")
     require_published(weights, config.tokenizer, _PUBLISHED)
-    hop, size = product(weights.config["upsampling_ratios"]), weights.config["codebook_size"]
-    # EncodecConfig.num_quantizers: as many as the highest bandwidth pays for
-    bits_per_codebook = math.ceil(_SPEC.sample_rate / hop) * math.ceil(math.log2(size))
-    there = int(1000 * weights.config["target_bandwidths"][-1] // bits_per_codebook)
-    num_codebooks = num_codebooks_of(config, there, _SPEC.num_codebooks)
+    spec = replace(_SPEC, hop_length=product(weights.config["upsampling_ratios"]))
+    num_codebooks = num_codebooks_of(config, num_quantizers(weights, spec), spec.num_codebooks)
     fingerprint = codec_fingerprint(config, "encodec-24khz/1", weights, num_codebooks)
-    spec = replace(_SPEC, hop_length=hop, num_codebooks=num_codebooks, codebook_size=size)
+    spec = replace(spec, num_codebooks=num_codebooks, codebook_size=weights.config["codebook_size"])
     return Description(config, spec, fingerprint, weights=weights)
 
 

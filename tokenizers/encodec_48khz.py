@@ -7,7 +7,6 @@ alone.
 Axes: B chunks, C channels, N samples, T frames, D dimensions, K codebooks, S chunks of a segment.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .codec import codec_fingerprint, find_codec, num_codebooks_of, product, require_published
+from .codec import codec_fingerprint, find_codec, num_codebooks_of, num_quantizers, product, require_published
 from .hub import load_model
 from .quantize import ResidualQuantizer
 from .spec import FrameRule, StreamSpec, chunk_frames, decoded_samples, frames_by_chunk
@@ -182,13 +181,10 @@ def _overlap_add(sounds: Iterable[Tensor], num_samples: int, stride: int) -> Ten
 def _describe(config: TokenizerConfig) -> Description:
     weights = find_codec(config, default=_WEIGHTS, architecture="encodec")
     require_published(weights, config.tokenizer, _PUBLISHED)
-    hop, size = product(weights.config["upsampling_ratios"]), weights.config["codebook_size"]
-    # EncodecConfig.num_quantizers: as many as the highest bandwidth pays for
-    bits_per_codebook = math.ceil(_SPEC.sample_rate / hop) * math.ceil(math.log2(size))
-    there = int(1000 * weights.config["target_bandwidths"][-1] // bits_per_codebook)
-    num_codebooks = num_codebooks_of(config, there, _SPEC.num_codebooks)
+    spec = replace(_SPEC, hop_length=product(weights.config["upsampling_ratios"]))
+    num_codebooks = num_codebooks_of(config, num_quantizers(weights, spec), spec.num_codebooks)
     fingerprint = codec_fingerprint(config, "encodec-48khz/1", weights, num_codebooks)
-    spec = replace(_SPEC, hop_length=hop, num_codebooks=num_codebooks, codebook_size=size)
+    spec = replace(spec, num_codebooks=num_codebooks, codebook_size=weights.config["codebook_size"])
     return Description(config, spec, fingerprint, weights=weights)
 
 

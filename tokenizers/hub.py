@@ -1,7 +1,8 @@
 """Published weights in Hugging Face layout, from a folder or the hub: the only file that knows transformers.
 
 A folder in that layout holds `config.json`, weights in `*.safetensors` and, of models that have one, the feature
-extractor's `preprocessor_config.json`. Pickled weights are never opened.
+extractor's `preprocessor_config.json`. Pickles are never opened; where a package publishes nothing but a pickled state
+dict, it is read as tensors only (package_weights.py, bundles.py).
 """
 
 import hashlib
@@ -27,6 +28,7 @@ TEXT_PATTERNS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # of config.json: who wrote it, not what the model is
 _NOT_OF_THE_MODEL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+_HERE = {"local_files_only": True, "trust_remote_code": False}  # else it asks on the terminal whether to run code
 _INSTALL = "Install it: pip install 'wavemill[models]'."
 
 
@@ -112,7 +114,7 @@ def load_model(model: str, weights: Weights, *, may_lack: tuple[str, ...] = (), 
             loaded, report = kind.from_pretrained(
                 weights.folder,
                 config=config,
-                local_files_only=True,
+                **_HERE,
                 use_safetensors=True,
                 dtype=torch.float32,
                 output_loading_info=True,
@@ -136,31 +138,46 @@ def load_published(model: str, weights: Weights) -> tuple[Any, Any]:
     """transformers' `model` and its feature extractor as `from_pretrained` gives them, to compare with."""
     transformers = _transformers()
     with quiet():
-        loaded = getattr(transformers, model).from_pretrained(weights.folder, local_files_only=True)
-        extractor = transformers.AutoFeatureExtractor.from_pretrained(weights.folder, local_files_only=True)
-    return loaded.float().eval(), extractor
+        loaded = getattr(transformers, model).from_pretrained(weights.folder, **_HERE)
+    return loaded.float().eval(), load_extractor(weights)
 
 
 def load_extractor(weights: Weights) -> Any:
-    """transformers' feature extractor, as the folder's preprocessor_config.json has it."""
-    with quiet():
-        return _transformers().AutoFeatureExtractor.from_pretrained(weights.folder, local_files_only=True)
+    """transformers' feature extractor, as the folder's preprocessor_config.json has it.
+
+    Raises `UserError` if there is none, or one of code in the folder.
+    """
+    transformers = _transformers()
+    try:
+        with quiet():
+            return transformers.AutoFeatureExtractor.from_pretrained(weights.folder, **_HERE)
+    except (OSError, ValueError) as error:
+        raise _not_loaded("feature extractor", weights.name, error) from error
 
 
 def load_text_tokenizer(folder: Path, source: str) -> Any:
     """transformers' tokenizer of the tokenizer.json in a folder, which the person named as `source`.
 
-    Raises `UserError` for files that are none of a tokenizer.
+    Raises `UserError` for files that are none of a tokenizer, and for one of code in the folder.
     """
     transformers = _transformers()
     try:
         with quiet():
             if (folder / "tokenizer_config.json").exists():
-                return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+                return transformers.AutoTokenizer.from_pretrained(folder, **_HERE)
             return transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     except Exception as error:  # the Rust below raises no narrower one for a file that it cannot take
-        told = " ".join(str(error).split())[:300].rstrip(".")
-        raise UserError(f"The text tokenizer in {source} cannot be loaded: {told}. Fetch it again.") from error
+        raise _not_loaded("text tokenizer", source, error) from error
+
+
+def _not_loaded(what: str, source: str, error: Exception) -> UserError:
+    told = " ".join(str(error).split())
+    if "trust_remote_code" in told:  # it names the option that would let it run the folder's code
+        return UserError(
+            f"The {what} in {source} is made by code of its own (auto_map names it), which wavemill never runs. "
+            "Name one that transformers has."
+        )
+    return UserError(f"The {what} in {source} cannot be loaded: {told[:300].rstrip('.')}. Fetch it again.")
 
 
 def build_model(model: str, config: dict[str, Any], state: dict[str, torch.Tensor]) -> nn.Module:

@@ -45,10 +45,10 @@ class CodecLatents:
     def extract(self, waveform_N: Tensor) -> Tensor:
         return self.extract_batch([waveform_N], waveform_N.shape[0])[0]
 
+    @torch.inference_mode()  # of the body alone, not of who iterates
     def pieces(self, waveform_N: Tensor) -> Iterator[Tensor]:
-        with torch.inference_mode():
-            for latents_BTD, (num,) in self._codec.latents([waveform_N], waveform_N.shape[0]):
-                yield latents_BTD[0, :num]
+        for latents_BTD, (num,) in self._codec.latents([waveform_N], waveform_N.shape[0]):
+            yield latents_BTD[0, :num]
 
     @torch.inference_mode()
     def extract_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:

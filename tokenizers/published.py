@@ -38,6 +38,8 @@ def published_encoder(description: Description) -> Callable[[Tensor], Tensor] | 
     None for what transformers has no model and extractor of: baselines, bundles of torchaudio, folders without a
     preprocessor_config.json, and wav2vec 2.0's own codes, whose numbers its quantizer does not give.
     """
+    if not description.spec.has_clock:
+        return None
     weights = getattr(description.weights, "weights", description.weights)
     if not isinstance(weights, Weights) or not weights.preprocessor or description.spec.tokenizer == "wav2vec2-codes":
         return None

@@ -90,14 +90,14 @@ class StreamSpec:
 
     @property
     def bits_per_second(self) -> float:
-        """T x K x log2(codebook size), before any entropy coding; of numbers 16 bits each.
+        """T x K x log2(codebook size) of long audio, before any entropy coding; of numbers 16 bits each.
 
         0 of a stream without a clock, or with one frame a segment.
         """
         if self.frame_rule not in (FrameRule.FLOOR, FrameRule.CEIL):
             return 0.0
         bits = 16 * self.dim if self.dim else self.num_codebooks * math.log2(self.codebook_size)
-        return float(self.frame_rate) * bits
+        return float(self.mean_frame_rate) * bits
 
     def to_json(self) -> dict[str, Any]:
         fields = asdict(self)

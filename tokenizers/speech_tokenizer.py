@@ -107,9 +107,6 @@ class SpeechTokenizer:
     def decode(self, codes_KT: Tensor) -> Tensor:
         return self._sound(codes_KT.shape[1], lambda span: self._quantizer.decode(codes_KT[:, span].to(self._device)))
 
-    def synthesize(self, latents_TD: Tensor) -> Tensor:
-        return self._sound(len(latents_TD), lambda span: latents_TD[span].to(self._device))
-
     def latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Chunks:
         """Latents of segments of up to `stretch_frames`, or of a single longer one."""
         num_frames = [self._num_frames(waveform_N) for waveform_N in waveforms]

@@ -104,9 +104,7 @@ def find(config: TokenizerConfig, *, default: str, architecture: str) -> Found:
             f"{source} takes audio at {rate} Hz (its preprocessor_config.json says so); {config.tokenizer} is at "
             f"{SAMPLE_RATE} Hz. Name other weights."
         )
-    hop, window = 1, 1
-    for kernel, stride in zip(weights.config["conv_kernel"], weights.config["conv_stride"], strict=True):
-        hop, window = hop * stride, window + (kernel - 1) * hop
+    hop, window = windows.clock(weights.config)
     if (hop, window) != (windows.HOP, windows.WINDOW):
         raise UserError(
             f"{source} has frames of {window} samples every {hop} (its config.json says so); {config.tokenizer} has "

@@ -10,10 +10,10 @@ Axes: N samples, T frames, D dimensions, B segments.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,6 +35,14 @@ class Window:
     first: int
     keep_begin: int  # the frames that are taken from it
     keep_end: int
+
+
+def clock(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Samples from frame to frame, and how many one sees, of the convolutions that a model's `config` describes."""
+    hop, window = 1, 1
+    for kernel, stride in zip(config["conv_kernel"], config["conv_stride"], strict=True):
+        hop, window = hop * stride, window + (kernel - 1) * hop
+    return hop, window
 
 
 def num_frames(num_samples: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .continuous import stored
 from .hub import (
     TEXT_PATTERNS,
     Weights,
@@ -24,7 +25,6 @@ from .hub import (
 from .spec import FrameRule, StreamSpec, UserError
 from .tokenizer import Description, TokenizerConfig, TokenizerEntry, Tokens
 
-_LARGEST = torch.finfo(torch.float16).max
 # by the model_type of config.json, and how many of max_position_embeddings are no places
 ENCODERS = {
     "t5": ("T5EncoderModel", 0),
@@ -36,20 +36,39 @@ ENCODERS = {
     "xlm-roberta": ("XLMRobertaModel", 2),
     "mpnet": ("MPNetModel", 2),
 }
+_WIDTHS = ("d_model", "hidden_size", "dim")  # of config.json: T5 and its kin, BERT and its, DistilBERT
 _PLACES = 512  # of encoders that do not say: T5's were trained with so many
 
 
 class TextTokens:
-    """A `TextTokenizer`: ids without special tokens, which layouts add; none of a segment without a transcript."""
+    """A `TextTokenizer`: ids without special tokens, which layouts add; none of a segment without a transcript.
+
+    A transcript that holds the text of a special token has the ids of its letters.
+    """
 
     def __init__(self, description: Description) -> None:
         self.spec = description.spec
         self.fingerprint = description.fingerprint
         self._words: Any = description.weights
+        added = self._words.added_tokens_decoder.items()
+        self._special = {each: str(token) for each, token in added if token.special}
+        self._special.pop(self._words.unk_token_id, None)  # what letters that it lacks become
 
     def tokens_of_text(self, text: str | None) -> Tokens:
-        ids = [] if text is None else self._words(text, add_special_tokens=False, verbose=False).input_ids
+        ids = [part for each in self._ids(text) for part in self._parts(each)]
         return Tokens(codes_KT=torch.tensor([ids], dtype=torch.int64).reshape(1, len(ids)), text=text)
+
+    def _ids(self, text: str | None) -> list[int]:
+        if text is None:
+            return []
+        return self._words(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+
+    def _parts(self, each: int) -> list[int]:
+        """The id itself; of a special token, which models such as T5's Unigram have among their words, its letters'."""
+        if each not in self._special:
+            return [each]
+        model = self._words.backend_tokenizer.model
+        return [token.id for letter in self._special[each] for token in model.tokenize(letter)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +98,7 @@ class TextEmbedding:
 
     def tokens_of_text(self, text: str | None) -> Tokens:
         mean_D = torch.zeros(self.spec.dim) if text is None else self._mean(text)
-        frames_TD = mean_D.clamp(-_LARGEST, _LARGEST).half()[None]
-        return Tokens(codes_KT=torch.empty(0, 1, dtype=torch.int64), frames_TD=frames_TD, text=text)
+        return Tokens(codes_KT=torch.empty(0, 1, dtype=torch.int64), frames_TD=stored(mean_D[None]), text=text)
 
     def _mean(self, text: str) -> Tensor:
         asked = self._words(text, truncation=True, max_length=self._most, return_tensors="pt", verbose=False)
@@ -108,7 +126,7 @@ def _sha256(folder: Path) -> str:
 def _describe_tokens(config: TokenizerConfig) -> Description:
     source, folder, revision = _files(config, ENTRIES[0].weights or "")
     words = load_text_tokenizer(folder, source)
-    fingerprint = {"tokenizer": config.tokenizer, "text": "tokens/1", "words": _sha256(folder), "revision": revision}
+    fingerprint = {"tokenizer": config.tokenizer, "text": "tokens/2", "words": _sha256(folder), "revision": revision}
     return Description(config, replace(ENTRIES[0].spec, codebook_size=len(words)), fingerprint, weights=words)
 
 
@@ -128,7 +146,12 @@ def _describe_embedding(config: TokenizerConfig) -> Description:
         revision=config.revision,
         local_files_only=config.local_files_only,
     )
-    dim = next(weights.config[key] for key in ("d_model", "hidden_size", "dim") if key in weights.config)
+    dim = next((weights.config[key] for key in _WIDTHS if weights.config.get(key)), None)
+    if dim is None:
+        raise UserError(
+            f"{source}/config.json does not say how many numbers a vector has: expected one of {', '.join(_WIDTHS)}. "
+            "Fetch it again, or name other weights."
+        )
     fingerprint = {
         "tokenizer": config.tokenizer,
         "text": "embedding/1",

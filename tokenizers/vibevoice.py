@@ -18,6 +18,7 @@ from .causal import CausalLatents, Walk
 from .codec import find_codec, product
 from .hub import Weights, fingerprint_of, load_model
 from .latents import CodecLatents
+from .log_mel import require_extractor
 from .spec import FrameRule, StreamSpec, UserError
 from .tokenizer import Description, Output, TokenizerConfig, TokenizerEntry
 
@@ -93,18 +94,30 @@ def _describe(config: TokenizerConfig) -> Description:
             f"{weights.name} takes {channels} channel(s) at {rate} Hz; {config.tokenizer} takes 1 at "
             f"{_SPEC.sample_rate} Hz. Name other weights."
         )
+    spec = replace(_SPEC, hop_length=product(weights.config["downsampling_ratios"]))
+    require_extractor(weights, config.tokenizer, {"pad_to_multiple_of": spec.hop_length})
     fingerprint = {"features": "vibevoice/1", **fingerprint_of(weights), "normalize": "no"}
     loudness = _loudness(weights)
     if loudness is not None:
         fingerprint["normalize"] = f"{loudness['target_dB_FS']:g} dB, {loudness['eps']:g}"
-    spec = replace(_SPEC, hop_length=product(weights.config["downsampling_ratios"]))
     return Description(config, spec, fingerprint, dim=weights.config["hidden_size"], weights=weights)
 
 
 def _loudness(weights: Weights) -> dict[str, float] | None:
-    """What `_gain` is given; None where the feature extractor leaves the loudness as it is."""
+    """What `_gain` is given; None where the feature extractor leaves the loudness as it is.
+
+    Raises `UserError` for what is no number.
+    """
     extractor = {name: weights.preprocessor.get(name, default) for name, default in _EXTRACTOR.items()}
-    return extractor if extractor.pop("normalize_audio") else None
+    if not extractor.pop("normalize_audio"):
+        return None
+    for name, value in extractor.items():
+        if not isinstance(value, (int, float)):
+            raise UserError(
+                f"{weights.name} has a feature extractor with {name} {value!r} (its preprocessor_config.json says so): "
+                "expected a number. Fetch it again."
+            )
+    return extractor
 
 
 def open_vibevoice(description: Description, device: str, *, chunk_frames: int = 0) -> CodecLatents:

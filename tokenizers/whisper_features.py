@@ -27,7 +27,15 @@ from .whisper_model import WhisperEncoder
 
 _LONGEST_FRAMES = LONGEST // HOP
 _GPU_ROWS = 8  # segments at a time, each of 30 s whatever its length; on a CPU one, where more only cost
-_EXTRACTOR = {"sampling_rate": 16_000, "n_fft": 400, "hop_length": 160, "chunk_length": 30, "dither": 0.0}
+_EXTRACTOR = {
+    "sampling_rate": 16_000,
+    "n_fft": 400,
+    "hop_length": 160,
+    "chunk_length": 30,
+    "dither": 0.0,
+    "padding_value": 0.0,
+    "padding_side": "right",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,17 @@ def _num_frames(num_samples: int) -> int:
     return -(-num_samples // HOP)
 
 
+def require_windows(weights: Weights, tokenizer: str) -> None:
+    """Raise `UserError` for a Whisper that sees other frames than the published ones, or windows other than 30 s."""
+    bands, places = weights.config["num_mel_bins"], weights.config["max_source_positions"]
+    require_extractor(weights, tokenizer, {**_EXTRACTOR, "feature_size": bands})
+    if places != _LONGEST_FRAMES:
+        raise UserError(
+            f"{weights.name} sees {places} frames (its config.json says so); {tokenizer} sees "
+            f"{_LONGEST_FRAMES}, 30 s. Name other weights."
+        )
+
+
 def _describe(config: TokenizerConfig, *, published: "_Published") -> Description:
     weights = find_weights(
         config.weights or published.weights,
@@ -114,13 +133,7 @@ def _describe(config: TokenizerConfig, *, published: "_Published") -> Descriptio
         revision=config.revision,
         local_files_only=config.local_files_only,
     )
-    bands, places = weights.config["num_mel_bins"], weights.config["max_source_positions"]
-    require_extractor(weights, config.tokenizer, {**_EXTRACTOR, "feature_size": bands})
-    if places != _LONGEST_FRAMES:
-        raise UserError(
-            f"{weights.name} sees {places} frames (its config.json says so); {config.tokenizer} sees "
-            f"{_LONGEST_FRAMES}, 30 s. Name other weights."
-        )
+    require_windows(weights, config.tokenizer)
     num_layers = weights.config["encoder_layers"]
     layer = num_layers if config.layer is None else config.layer
     if not 0 <= layer <= num_layers:

@@ -10,7 +10,7 @@ Axes: N samples, T ids, M mel bands, F frames of 10 ms.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,10 +31,12 @@ from .hub import (
 )
 from .spec import FrameRule, StreamSpec, UserError
 from .tokenizer import Description, TokenizerConfig, TokenizerEntry, Tokens
+from .whisper_features import require_windows
 
 NUM_TIMES = 1_501
 HOP = 320  # samples from one timestamp to the next
 WINDOW = 30 * 16_000
+_BANDS = 80  # of a feature extractor that does not say
 _MODEL_PATTERNS = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
 
 
@@ -144,21 +146,24 @@ def _describe(config: TokenizerConfig) -> Description:
     place = {"revision": config.revision, "local_files_only": config.local_files_only}
     find_folder(source, patterns=(*_MODEL_PATTERNS, *TEXT_PATTERNS, "generation_config.json"), **place)
     weights = find_weights(source, tokenizer=config.tokenizer, architecture="whisper", **place)
+    extractor = {"feature_size": _BANDS, **read_json(weights.folder / "preprocessor_config.json", source)}
+    require_windows(replace(weights, preprocessor=extractor), config.tokenizer)
     generation = read_json(weights.folder / "generation_config.json", source)
-    first = generation.get("no_timestamps_token_id", -2) + 1
+    no_times = generation.get("no_timestamps_token_id")
+    first = no_times + 1 if isinstance(no_times, int) else 0
     end = generation.get("eos_token_id", weights.config.get("eos_token_id"))
     if first < 1 or not isinstance(end, int) or first + NUM_TIMES > weights.config["vocab_size"]:
         raise UserError(
             f"{source} cannot tell times: expected a generation_config.json with no_timestamps_token_id and "
             f"eos_token_id, and {NUM_TIMES:,} timestamps in its vocabulary. Name a checkpoint of Whisper that has them."
         )
-    files = [weights.folder / name for name in ("generation_config.json", "tokenizer.json")]
-    read_json(files[1], source)
+    read_json(weights.folder / "tokenizer.json", source)
+    files = [weights.folder / name for name in ("generation_config.json", *TEXT_PATTERNS)]
     fingerprint = {
         "tokenizer": config.tokenizer,
         "whisper": "text/1",
         **fingerprint_of(weights),
-        "words": files_sha256(files),
+        "words": files_sha256(file for file in files if file.exists()),
         "precision": config.mode.precision,
     }
     spec = StreamSpec.from_json({**entry.spec.to_json(), "codebook_size": first + NUM_TIMES})

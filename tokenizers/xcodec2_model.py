@@ -189,7 +189,6 @@ class Decoder:
         self._head = decoder.head.to(device)
         decoder.head = nn.Identity()
         self._body = decoder.to(device)
-        self.hop_length: int = self._head.hop_length
 
     def hidden(self, latents_TD: Tensor) -> Tensor:
         """What the spectrum of each frame is projected from, `[T, D]`."""

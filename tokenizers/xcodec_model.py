@@ -13,7 +13,6 @@ encoder and decoder take any segment in chunks with all that their convolutions 
 Axes: B segments, N samples, T frames, D dimensions, L layers, K codebooks of a stream.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -25,7 +24,16 @@ from torch import Tensor
 from torchaudio.functional import resample
 
 from . import ssl_windows as windows
-from .codec import Chunks, codec_fingerprint, codes_of_chunks, find_codec, gaps_of_chunks, num_codebooks_of, product
+from .codec import (
+    Chunks,
+    codec_fingerprint,
+    codes_of_chunks,
+    find_codec,
+    gaps_of_chunks,
+    num_codebooks_of,
+    num_quantizers,
+    product,
+)
 from .dac_model import Beyond, decode, decoder_reach, encode, encoder_reach, with_fast_snakes
 from .hub import Weights, load_model, remove_weight_norm
 from .spec import StreamSpec, UserError
@@ -252,9 +260,7 @@ def describe_joint(config: TokenizerConfig, published: Published) -> Description
             "or the tokenizer that takes these."
         )
     spec, size = published.spec, weights.config["codebook_size"]
-    # XcodecConfig.num_quantizers: as many as the highest bandwidth pays for
-    bits_per_codebook = math.ceil(spec.frame_rate) * math.ceil(math.log2(size))
-    there = int(1000 * weights.config["target_bandwidths"][-1] // bits_per_codebook)
+    there = num_quantizers(weights, spec)
     num_codebooks = num_codebooks_of(config, there, there)
     fingerprint = codec_fingerprint(config, published.codec, weights, num_codebooks)
     return Description(
@@ -277,11 +283,19 @@ def _differing(weights: Weights, published: Published) -> list[str]:
         told.append(f"frames of {' and '.join(map(str, sorted(hops)))} samples, not {spec.hop_length}")
     if semantic["model_type"] not in _SEMANTIC_MODELS:
         return [*told, f"a semantic model of type {semantic['model_type']!r}, not one of {', '.join(_SEMANTIC_MODELS)}"]
-    if product(semantic["conv_stride"]) != windows.HOP:
-        told.append(f"a semantic model with frames of {product(semantic['conv_stride'])} samples, not {windows.HOP}")
+    hop, window = windows.clock(semantic)
+    if (hop, window) != (windows.HOP, windows.WINDOW):
+        told.append(
+            f"a semantic model with frames of {window} samples every {hop}, not {windows.WINDOW} every {windows.HOP}"
+        )
+    # of even ones the convolutions after the semantic model would give other numbers of frames
+    told += [f"an even {key}, {found[key]}" for key in ("kernel_size", "unit_kernel_size") if found[key] % 2 == 0]
     rate = weights.preprocessor.get("sampling_rate", spec.sample_rate)
     if rate != spec.sample_rate:
         told.append(f"a feature extractor for {rate} Hz, not {spec.sample_rate}")
+    padded_to = weights.preprocessor.get("hop_length", spec.hop_length)
+    if padded_to != spec.hop_length:
+        told.append(f"a feature extractor with hop_length {padded_to}, not {spec.hop_length}")
     return told
 
 

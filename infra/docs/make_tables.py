@@ -18,7 +18,7 @@ from wavemill.pipelines.sources import SOURCE_KINDS
 from wavemill.storage.schema import CORPUS_SCHEMA
 from wavemill.tokenizers.registry import REGISTRY
 from wavemill.tokenizers.spec import FrameRule
-from wavemill.tokenizers.tokenizer import TokenizerEntry
+from wavemill.tokenizers.tokenizer import Output, TokenizerEntry
 
 FOLDER = Path(__file__).parent
 _TABLE = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -79,7 +79,6 @@ def tables() -> dict[str, str]:
 def _tokenizer(entry: TokenizerEntry) -> tuple[str, ...]:
     """The row of a tokenizer."""
     spec = entry.spec
-    codebooks = f"{spec.num_codebooks} x {spec.codebook_size:,}" if spec.num_codebooks else f"{spec.dim} numbers"
     whole = f"n / {spec.hop_length}, rounded up"
     less = f"(n - {spec.window_length})" if spec.window_length else "n"
     windows = f"{less} / {spec.hop_length}, rounded down, + 1"
@@ -94,14 +93,28 @@ def _tokenizer(entry: TokenizerEntry) -> tuple[str, ...]:
         f"`{entry.spec.tokenizer}`",
         f"{entry.kind}: {entry.about}.{layer}",
         exact_rate(spec.frame_rate) if has_rate else "-",
-        f"{codebooks} (fitted)" if entry.needs_codebook else codebooks,
-        f"{spec.bits_per_second:,.0f}" if has_rate else "-",
+        _codebooks(entry),
+        f"{spec.bits_per_second:,.0f}" if has_rate and entry.output is Output.CODES else "-",
         frames,
         entry.last_frame,
         entry.long_audio,
         ", ".join(entry.modes) + (f" ({entry.fast_change})" if entry.fast_change else ""),
         f"`{entry.weights}`, {entry.licence}" if entry.weights else "none needed",
     )
+
+
+def _codebooks(entry: TokenizerEntry) -> str:
+    """The alphabet of a tokenizer, as far as it is known before its source and its weights are."""
+    spec = entry.spec
+    if entry.needs_units:
+        return f"{spec.num_codebooks}, size as fitted"
+    if entry.takes == "codes":
+        return "as its source"
+    if entry.output is not Output.CODES:
+        return "float16 numbers, or codes by a fitted codebook"
+    if spec.dim:
+        return f"{spec.dim} numbers"
+    return f"{spec.num_codebooks} x {spec.codebook_size:,}" + (" (fitted)" if entry.needs_codebook else "")
 
 
 def filled(text: str) -> str:

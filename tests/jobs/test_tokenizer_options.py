@@ -164,6 +164,10 @@ def test_the_list_of_tokenizers_names_each_with_its_weights_and_fits_the_termina
         assert name in shown
         assert entry.weights is None or entry.weights in shown
     assert max(len(line) for line in shown.splitlines()) <= int(columns)
+    rows = {cells[0]: cells[1:] for line in shown.splitlines() if len(cells := line.split()) > 4}
+    assert rows["wavlm-sv"][:4] == ["-", "numbers", "-", "one"]
+    assert rows["mimi-latents"][:4] == ["12.5", "numbers", "-", "ceil"]
+    assert rows["mel-rvq"][:6] == ["50", "8", "x", "1,024", "4,000", "ceil"]
 
 
 def test_the_list_of_tokenizers_for_programs_holds_all_that_is_known(run: Callable[..., str]):

@@ -16,13 +16,14 @@ from wavemill.jobs.tokenize import TokenizeOptions, tokenize
 from wavemill.pipelines.batching import Batcher, Lane
 from wavemill.pipelines.decoder import DecoderSettings
 from wavemill.pipelines.streams import StreamConfig
-from wavemill.pipelines.tokenize import ShardTask, Work, Worker
+from wavemill.pipelines.tokenize import ShardTask, Work, Worker, numerics_of
 from wavemill.storage.codes import open_corpus, open_stream
 from wavemill.storage.root import Root
 from wavemill.tokenizers.ladder import BATCH_SECONDS, UNITS_PER_S, batch_size, rung_of
+from wavemill.tokenizers.numerics import numerics_class
 from wavemill.tokenizers.registry import REGISTRY
 from wavemill.tokenizers.spec import FrameRule, RunFailed, StreamSpec
-from wavemill.tokenizers.tokenizer import Mode, Tokenizer, Tokens
+from wavemill.tokenizers.tokenizer import Mode, Tokenizer, TokenizerConfig, Tokens
 
 RATE = 16_000
 SPEC = StreamSpec(
@@ -271,12 +272,25 @@ def test_a_gpus_worker_takes_shards_that_lack_the_same_streams_together(fitted_r
     assert alone == [(task,) for task in tasks]
 
 
+def test_a_stream_is_of_the_numerics_class_of_what_it_is_itself():
+    def numerics(name: str, mode: Mode = Mode.EXACT) -> dict[str, str]:
+        return numerics_of(TokenizerConfig(tokenizer=name, mode=mode), "cpu", BATCH_SECONDS)
+
+    here = numerics_class("cpu")
+    assert numerics("hubert-base") == numerics("text-embedding") == here
+    fast = numerics("hubert-base", Mode.FAST)
+    assert fast == here | {"batches": fast["batches"]}
+    assert numerics("deduplicate") == numerics("bpe") == numerics("text-tokens") == {"device": "any"}
+
+
 def test_reports_of_shards_tokenized_together_are_those_of_each(fitted_root: Path, copy_root: Callable[[Path], Path]):
     root = copy_root(fitted_root)
     corpus = open_corpus(Root(root))
     tasks = [ShardTask(shard=shard, streams=("semantic",)) for shard in corpus.files]
     worker = Worker(work_of(root, batch_seconds=BATCH_SECONDS, streams=STREAMS[:1]))
-    assert "batches" not in worker.about().numerics, "in exact mode the shapes of batches are free"
+    assert worker.about().numerics == {"semantic": numerics_class("cpu")}, (
+        "in exact mode the shapes of batches are free"
+    )
     try:
         reports = worker.run(tasks)
     finally:

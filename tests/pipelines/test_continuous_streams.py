@@ -141,30 +141,68 @@ def test_the_same_recordings_give_the_same_files_to_the_last_bit(
         assert files[0] == files[1]
 
 
-def test_verification_finds_a_number_that_is_not_the_segments(made: Path, copy_root: Copy):
-    root = copy_root(made)
+def spoil(root: Path, stream: str, change: Callable[[dict[str, Any]], dict[str, Any]], **metadata: Any) -> None:
+    """Write a stream anew with other numbers in its rows; with `metadata`, as another machine would."""
     place = Root(root)
-    old = open_stream(place, "vector")
+    old = open_stream(place, stream)
     schema = stream_schema(stream_spec(old))
     tables = {shard: read_parquet(place, old.path(shard), schema=schema) for shard in old.files}
     shutil.rmtree(root / old.folder)
-    create_table(place, old.folder, schema=schema, metadata=dict(old.metadata))
+    create_table(place, old.folder, schema=schema, metadata={**old.metadata, **metadata})
     receipts = []
     for shard, table in tables.items():
-        rows = table.to_pylist()
-        for row in rows:
-            if row["frames"] is not None:
-                row["frames"] = row["frames"][2:] + row["frames"][:2]
-        changed = table.from_pylist(rows, schema=schema)
-        receipts.append(write_shard(place, old.folder, shard, changed))
+        rows = [row if row["frames"] is None else row | change(row) for row in table.to_pylist()]
+        receipts.append(write_shard(place, old.folder, shard, table.from_pylist(rows, schema=schema)))
     TableWriter(place, old.folder).commit(receipts)
+
+
+def turned(row: dict[str, Any]) -> dict[str, Any]:
+    return {"frames": row["frames"][2:] + row["frames"][:2]}
+
+
+def one_less(row: dict[str, Any]) -> dict[str, Any]:
+    num = row["num_frames"]
+    size = len(row["frames"]) // num
+    return {"num_frames": num - 1, "frames": row["frames"][:-size], "durations": row["durations"][:-1]}
+
+
+@pytest.mark.parametrize(
+    ("stream", "change", "said"),
+    [("vector", turned, "codes differ when it is tokenized alone"), ("merged", one_less, "codes of another shape")],
+)
+def test_numbers_of_another_numerics_class_are_counted_and_not_blamed(
+    stream: str, change: Callable[[dict[str, Any]], dict[str, Any]], said: str, made: Path, copy_root: Copy
+):
+    root = copy_root(made)
+    here = open_stream(Root(root), stream).metadata["numerics"]
+    spoil(root, stream, change, numerics={**here, "instructions": "of another machine"})
+    verdict = check(root, sample=2)
+    assert verdict.problems == []
+    assert verdict.codes_different > 0
+    spoil(root, stream, lambda row: {}, numerics=here)
+    verdict = check(root, sample=2)
+    assert verdict.num_problems == 2
+    assert all(said in problem for problem in verdict.problems)
+
+
+def test_frames_whose_bytes_are_no_whole_frames_are_told_once_and_not_compared(made: Path, copy_root: Copy):
+    root = copy_root(made)
+    spoil(root, "mel", lambda row: {"frames": row["frames"][:-2]})
+    verdict = check(root, sample=1_000)
+    assert verdict.num_problems == len(frames_in(made, "mel"))
+    assert all("stream mel" in problem and "no whole frames of" in problem for problem in verdict.problems)
+
+
+def test_verification_finds_a_number_that_is_not_the_segments(made: Path, copy_root: Copy):
+    root = copy_root(made)
+    spoil(root, "vector", turned)
     verdict = check(root, sample=2)
     assert verdict.num_problems == 2
     assert all(
         "stream vector" in problem and "differ when it is tokenized alone" in problem for problem in verdict.problems
     )
     with pytest.raises(UserError, match="has no statistics in its footer"):
-        stream_statistics(place, "vector")
+        stream_statistics(Root(root), "vector")
 
 
 @pytest.mark.parametrize("stream", ["mel", "vector", "merged"])

@@ -2,8 +2,10 @@
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -20,15 +22,18 @@ from wavemill.jobs.units import fit_units
 from wavemill.pipelines import tokenize as pipeline
 from wavemill.pipelines.export import export_webdataset
 from wavemill.pipelines.inspection import describe_streams
-from wavemill.pipelines.streams import open_stream_tokenizer, sources_first
+from wavemill.pipelines.streams import describe_stream, open_stream_tokenizer, sources_first
 from wavemill.pipelines.tokenize import ShardTask
 from wavemill.pipelines.verify import Verdict, verify
 from wavemill.storage.codes import list_streams, open_corpus, open_stream, read_codes, stream_spec
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
-from wavemill.storage.schema import CORPUS_SCHEMA
-from wavemill.tokenizers.registry import CodebookTokenizer
+from wavemill.storage.schema import CORPUS_SCHEMA, stream_schema
+from wavemill.storage.table import create_table, write_shard
+from wavemill.storage.writer import TableWriter
+from wavemill.tokenizers.registry import REGISTRY, CodebookTokenizer
 from wavemill.tokenizers.spec import FrameRule, UserError
+from wavemill.tokenizers.tokenizer import Output
 
 Copy = Callable[[Path], Path]
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
@@ -237,6 +242,80 @@ def test_accepting_other_codes_makes_again_what_is_made_of_them(
     assert verify_shards_agree(place)
 
 
+def test_a_repair_that_is_killed_between_a_stream_and_what_is_made_of_it_is_done_by_the_next(
+    whole: Path, copy_root: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Root(copy_root(whole))
+    Path(place.join(open_stream(place, "units").path(1))).write_bytes(b"rotten")
+    encode = CodebookTokenizer.encode
+    monkeypatch.setattr(CodebookTokenizer, "encode", lambda self, waveform_N: encode(self, waveform_N).clamp(max=60))
+
+    class Killed(BaseException):
+        pass
+
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            replace, done = TableWriter.replace, []
+
+            def dies(writer: TableWriter, *arguments: Any, **options: Any) -> None:
+                if done:  # noqa: B023
+                    raise Killed
+                done.append(writer)  # noqa: B023
+                replace(writer, *arguments, **options)  # noqa: B023
+
+            patched.setattr(TableWriter, "replace", dies)
+            with pytest.raises(Killed):
+                mend(place, look(place), InlineEngine, TokenizeOptions(), accept=True)
+    mend(place, look(place), InlineEngine, TokenizeOptions(), accept=True)
+    assert look(place).tasks() == []
+    assert verify_shards_agree(place)
+
+
+def spoil(root: Path, name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write a stream anew, with each row that has no error changed."""
+    place = Root(root)
+    old = open_stream(place, name)
+    schema = stream_schema(stream_spec(old))
+    tables = {shard: read_parquet(place, old.path(shard), schema=schema) for shard in old.files}
+    shutil.rmtree(root / old.folder)
+    create_table(place, old.folder, schema=schema, metadata=dict(old.metadata))
+    receipts = []
+    for shard, table in tables.items():
+        rows = [row if row["error"] else row | change(row) for row in table.to_pylist()]
+        receipts.append(write_shard(place, old.folder, shard, pa.Table.from_pylist(rows, schema=schema)))
+    TableWriter(place, old.folder).commit(receipts)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("runs", lambda row: {"durations": [-each for each in row["durations"]]}, "negative durations"),
+        ("runs", lambda row: {"codes_00": [each + 1_000 for each in row["codes_00"]]}, "codes outside 0 to 99"),
+        ("pairs", lambda row: {"codes_00": [each + 1_000 for each in row["codes_00"]]}, "codes outside 0 to 159"),
+    ],
+)
+def test_a_row_that_is_blamed_is_a_sentence_and_compared_with_nothing(
+    name: str, change: Callable[[dict[str, Any]], dict[str, Any]], said: str, whole: Path, copy_root: Copy
+) -> None:
+    root = copy_root(whole)
+    spoil(root, name, change)
+    verdict = check(root, 12)
+    assert verdict.num_problems > 12
+    assert all(f"stream {name}" in problem and said in problem for problem in verdict.problems)
+
+
+def test_what_is_made_of_codes_does_not_ask_where_its_source_was_made(whole: Path, copy_root: Copy) -> None:
+    root = copy_root(whole)
+    log = root / "streams" / "units" / "_delta_log" / "00000000000000000000.json"
+    log.write_text(log.read_text().replace('\\"instructions\\": \\"', '\\"instructions\\": \\"NEON or '))
+    assert "NEON" in open_stream(Root(root), "units").metadata["numerics"]["instructions"]
+    shutil.rmtree(root / "streams" / "runs")
+    run(root, "runs", "units")
+    assert files_of(root) == files_of(whole)
+    for name in ("runs", "pairs", "words"):
+        assert open_stream(Root(root), name).metadata["numerics"] == {"device": "any"}
+
+
 def verify_shards_agree(root: Root) -> bool:
     units, runs = (read_codes(root, open_stream(root, name), 1, more=True) for name in ("units", "runs"))
     pairs = [(units.codes(row), runs.codes(row), runs.durations(row)) for row in range(len(units.ids))]
@@ -263,6 +342,29 @@ def test_the_same_sample_gives_the_same_model(made: Path, copy_root: Copy) -> No
     assert files[0].replace(b'"joined"', b'"again"') == files[1]
     assert files[1] != files[2]
     assert told[1]["units"] < told[0]["units"] <= 8_000 < told[2]["units"]
+
+
+def test_a_budget_that_takes_no_segment_is_refused_with_one_that_does(made: Path, copy_root: Copy) -> None:
+    root = Root(copy_root(made))
+    with pytest.raises(UserError, match=r"fits a --budget of 4 bytes") as refused:
+        fit_units(root, "runs", name="none", size=160, budget_units=1, seed=0)
+    assert not root.exists("codebooks/none.json")
+    [enough] = re.findall(r"([\d,]+) takes all", str(refused.value))
+    budget = int(enough.replace(",", "")) // 4
+    assert fit_units(root, "runs", name="all", size=160, budget_units=budget, seed=0)["units"] == budget
+
+
+def test_what_is_made_of_latents_is_described_before_their_codebook_is_there(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latents that a codebook is named for are codes, whatever they are without one."""
+    monkeypatch.setitem(REGISTRY, "mel-rvq", replace(REGISTRY["mel-rvq"], output=Output.FEATURES))
+    beside = parse_streams(["mel=mel-rvq:later", "more=deduplicate,of=mel"])
+    described = describe_stream(Root(made), beside[1], beside, made_later={"later"})
+    assert (described.spec.num_codebooks, described.spec.dim) == (8, 0)
+    kept = parse_streams(["mel=mel-rvq:later,output=features"])
+    with pytest.raises(UserError, match="later"):
+        describe_stream(Root(made), kept[0], made_later={"later"})
 
 
 def test_units_of_a_run_come_before_those_of_the_root(made: Path, copy_root: Copy) -> None:

@@ -59,6 +59,7 @@ CEIL = StreamSpec(
     num_codebooks=3,
     codebook_size=UNITS,
 )
+NO_WINDOW = replace(FLOOR, window_length=0)
 CHUNKED = replace(CEIL, hop_length=320, chunk_length=6_400, chunk_stride=6_240)
 
 
@@ -123,7 +124,7 @@ def frame_begins(num: int, spec: StreamSpec) -> list[int]:
 
 def naive_counts(rows: list[dict[str, Any]], codes: list[np.ndarray], spec: StreamSpec, book: int) -> Counter[Any]:
     """Frame by frame: the centre's time as a fraction of a second, the last label in time that covers it."""
-    width = spec.window_length if spec.frame_rule is FrameRule.FLOOR else spec.hop_length
+    width = spec.window_length if spec.frame_rule is FrameRule.FLOOR and spec.window_length else spec.hop_length
     counts: Counter[Any] = Counter()
     for row, codes_KT in zip(rows, codes, strict=True):
         begins = frame_begins(codes_KT.shape[1], spec)
@@ -215,7 +216,7 @@ def test_phones_shuffled_by_their_margins_are_as_phones_shuffled_over_frames() -
 # Frames and phones
 
 
-@pytest.mark.parametrize(("spec", "book"), [(FLOOR, 0), (CEIL, 0), (CEIL, 2), (CHUNKED, 1)])
+@pytest.mark.parametrize(("spec", "book"), [(FLOOR, 0), (CEIL, 0), (CEIL, 2), (CHUNKED, 1), (NO_WINDOW, 0)])
 def test_frames_are_counted_as_a_naive_reader_counts_them(spec: StreamSpec, book: int, tmp_path: Path) -> None:
     rows, codes = random_rows(1, spec)
     counts = counted(write_root(tmp_path / "root", rows, codes, spec), codebook=book)
@@ -378,6 +379,20 @@ def test_streams_with_several_codebooks_want_one_named(tmp_path: Path) -> None:
         counted(root, codebook=3)
     with pytest.raises(UserError, match="There is no stream 'none'"):
         count_phones(root, open_corpus(root), "none", codebook=None, label_file=None, fold=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "has"),
+    [
+        (replace(FLOOR, frame_rule=FrameRule.FREE), "no clock"),
+        (replace(FLOOR, num_codebooks=0, dim=4), "numbers, not codes"),
+        (replace(FLOOR, frame_rule=FrameRule.ONE), "one frame a segment"),
+    ],
+)
+def test_streams_without_codes_on_a_clock_are_refused(spec: StreamSpec, has: str, tmp_path: Path) -> None:
+    root = write_root(tmp_path / "root", [{"shard": 0, "path": "a", "sample_rate": 16_000, "phones": []}], [None], spec)
+    with pytest.raises(UserError, match=rf"Stream 'semantic' \(made-up\) has {has}, and phones"):
+        counted(root)
 
 
 # The command

@@ -85,6 +85,13 @@ def test_a_feature_extractor_for_another_rate_is_refused(copied: Path):
         describe(copied)
 
 
+@pytest.mark.parametrize("changed", [{"target_bandwidths": []}, {"target_bandwidths": [0.1]}, {"codebook_size": 1}])
+def test_weights_without_codebooks_are_refused(copied: Path, changed: dict[str, Any]):
+    change(copied, "config.json", **changed)
+    with pytest.raises(UserError, match=r"has no codebooks: .* which pay for none"):
+        describe(copied)
+
+
 def test_weights_of_another_model_are_refused(copied: Path):
     change(copied, "config.json", model_type="mimi")
     with pytest.raises(UserError, match=r"'mimi'.*encodec-24khz takes 'encodec'"):

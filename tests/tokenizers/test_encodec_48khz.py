@@ -275,8 +275,9 @@ def test_the_registry_says_what_the_published_configuration_gives(copied: Path):
     published = json.loads((Path(weights_causal.__file__).parent / "published" / f"{NAME}.json").read_text())
     (copied / "config.json").write_text(json.dumps(published["model"]))
     assert describe(copied).spec == ENTRY.spec
-    assert (ENTRY.spec.frame_rate, ENTRY.spec.bits_per_second) == (150, 6_000)
-    assert describe(copied, num_codebooks=16).spec.bits_per_second == 24_000
+    # 6 and 24 kbit/s of each chunk of 1 s, of which one begins every 0.99 s
+    assert (ENTRY.spec.frame_rate, round(ENTRY.spec.bits_per_second, 2)) == (150, 6_060.61)
+    assert round(describe(copied, num_codebooks=16).spec.bits_per_second, 1) == 24_242.4
     with pytest.raises(UserError, match="has 1 to 16 codebooks; 17 were asked for"):
         describe(copied, num_codebooks=17)
 
@@ -288,6 +289,14 @@ def test_the_24_khz_codec_is_refused_with_all_that_differs(tmp_path_factory: pyt
     assert "holds another codec than encodec-48khz: sampling_rate 24000, not 48000; audio_channels 1, not 2;" in told
     for key in ("use_causal_conv True, not False", "normalize False, not True", "chunk_length_s None, not 1.0"):
         assert key in told
+
+
+@pytest.mark.parametrize("changed", [{"target_bandwidths": []}, {"target_bandwidths": [0.1]}, {"codebook_size": 1}])
+def test_weights_without_codebooks_are_refused(copied: Path, changed: dict[str, Any]):
+    published = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**published, **changed}))
+    with pytest.raises(UserError, match=r"has no codebooks: .* which pay for none"):
+        describe(copied)
 
 
 def test_weights_without_the_norms_are_refused(copied: Path):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from wavemill.tokenizers.hub import find_weights, fingerprint_of, load_model, remove_weight_norm
+from wavemill.tokenizers.hub import find_weights, fingerprint_of, load_extractor, load_model, remove_weight_norm
 from wavemill.tokenizers.spec import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -137,6 +137,20 @@ def test_weights_that_are_torn_lack_parameters_or_have_other_shapes_are_refused(
     assert "cannot be loaded" in told(intermediate_size=32)
     file.write_bytes(whole[: len(whole) // 2])
     assert "no whole safetensors file" in told()
+
+
+def test_an_extractor_of_code_in_the_folder_or_none_is_refused_and_nobody_asked(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run code"))
+    (copied / "odd.py").write_text("raise SystemExit('it ran')")
+    own = {"feature_extractor_type": "OddExtractor", "auto_map": {"AutoFeatureExtractor": "odd.OddExtractor"}}
+    (copied / "preprocessor_config.json").write_text(json.dumps(own))
+    with pytest.raises(UserError, match=r"code of its own .* which wavemill never runs"):
+        load_extractor(find(copied))
+    (copied / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=r"feature extractor in .* cannot be loaded"):
+        load_extractor(find(copied))
 
 
 def test_folders_that_are_not_there_and_revisions_of_folders_are_refused(folder: Path, tmp_path: Path):

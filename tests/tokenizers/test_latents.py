@@ -179,3 +179,10 @@ def test_weights_of_another_kind_or_half_a_codec_are_refused(folders: dict[str, 
     change(vibe, "preprocessor_config.json", sampling_rate=16_000)
     with pytest.raises(UserError, match=r"takes 1 channel.s. at 16000 Hz; vibevoice-latents takes 1 at 24000 Hz"):
         refused("vibevoice-latents", vibe)
+    change(vibe, "preprocessor_config.json", sampling_rate=24_000, pad_to_multiple_of=1_600)
+    with pytest.raises(UserError, match=r"with pad_to_multiple_of 1600 .*; vibevoice-latents takes 3200"):
+        refused("vibevoice-latents", vibe)
+    for key in ("target_dB_FS", "eps"):
+        change(vibe, "preprocessor_config.json", **{"pad_to_multiple_of": 3_200, "target_dB_FS": -25, key: None})
+        with pytest.raises(UserError, match=f"with {key} None .*: expected a number"):
+            refused("vibevoice-latents", vibe)

@@ -202,6 +202,8 @@ def test_frames_of_overlaps_count_in_the_mean_rate():
     assert (spec.frame_rate, spec.mean_frame_rate) == (150, Fraction(150 * 100, 99))
     assert 990 * spec.mean_frame_rate == 150 * 1_000
     assert num_frames(990 * 48_000, spec) == 150 * 1_000 - 1  # the last chunk ends with the samples
+    without_overlaps = replace(spec, chunk_length=0, chunk_stride=0).bits_per_second
+    assert spec.bits_per_second * 99 == pytest.approx(without_overlaps * 100)
     assert make_spec(FrameRule.CEIL).mean_frame_rate == make_spec(FrameRule.CEIL).frame_rate
 
 

@@ -1,6 +1,7 @@
 """Transcripts as tokens and as vectors: what transformers gives for each text alone."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,30 @@ def test_ids_are_those_of_transformers_without_special_ones(folder: Path) -> Non
         assert tokens.text == text
         assert theirs.decode(tokens.codes_KT[0]) == text
     assert theirs(TEXTS[0]).input_ids[1:-1] == tokenizer.tokens_of_text(TEXTS[0]).codes_KT[0].tolist()
+
+
+def test_what_looks_like_a_special_token_in_a_transcript_is_none(folder: Path) -> None:
+    theirs, text = transformers.AutoTokenizer.from_pretrained(folder), "the </s> dog<pad>"
+    assert set(theirs(text, add_special_tokens=False).input_ids) & set(theirs.all_special_ids)
+    ids = open_tokens(folder).tokens_of_text(text).codes_KT[0]
+    assert not set(ids.tolist()) & set(theirs.all_special_ids)
+    assert theirs.decode(ids) == text
+
+
+def test_special_tokens_among_the_words_of_a_model_are_letters_too(tmp_path: Path) -> None:
+    """T5's Unigram has its special tokens among its words, where no splitting takes them out."""
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((letter, -3.0) for letter in "\N{LOWER ONE EIGHTH BLOCK}ab</s>"[:6])]
+    words = tokenizers.Tokenizer(tokenizers.models.Unigram([*pieces, (">", -3.0)], unk_id=0))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    words.decoder = tokenizers.decoders.Metaspace()
+    words.add_special_tokens(["<unk>", "</s>"])
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
+    fast.save_pretrained(tmp_path)
+    tokenizer = open_tokens(tmp_path)
+    ids = tokenizer.tokens_of_text("a </s> b").codes_KT[0].tolist()
+    assert fast.convert_ids_to_tokens(ids)[3:-2] == ["<", "/", "s", ">"]
+    assert fast.decode(ids) == "a </s> b"
+    assert 0 in tokenizer.tokens_of_text("a c").codes_KT[0].tolist()  # a letter that it does not know
 
 
 def test_a_tokenizer_json_alone_is_enough(folder: Path, tmp_path: Path) -> None:
@@ -111,6 +136,27 @@ def test_folders_that_hold_no_tokenizer_are_refused(folder: Path, tmp_path: Path
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     assert "a model of type 'gpt2'" in refusal("text-embedding")
+
+
+def test_a_tokenizer_of_code_in_its_folder_is_refused_and_nobody_asked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run code"))
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    (tmp_path / "odd.py").write_text("raise SystemExit('it ran')")
+    own = {"tokenizer_class": "OddTokenizer", "auto_map": {"AutoTokenizer": [None, "odd.OddTokenizer"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(own))
+    with pytest.raises(UserError, match=r"code of its own .* which wavemill never runs"):
+        open_tokens(tmp_path)
+
+
+def test_an_encoder_that_does_not_say_how_wide_it_is_is_refused(encoder: Path, tmp_path: Path) -> None:
+    shutil.copytree(encoder, tmp_path / "w")
+    config = json.loads((tmp_path / "w" / "config.json").read_text())
+    changed = {name: 0 for name in ("d_model", "hidden_size") if name in config}
+    (tmp_path / "w" / "config.json").write_text(json.dumps({**config, **changed}))
+    with pytest.raises(UserError, match="does not say how many numbers a vector has"):
+        describe(TokenizerConfig(tokenizer="text-embedding", weights=str(tmp_path / "w")))
 
 
 def _mean(folder: Path, text: str) -> Tensor:

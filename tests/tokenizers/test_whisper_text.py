@@ -124,6 +124,8 @@ def test_the_spec_holds_all_ids_and_has_no_clock(folder: Path) -> None:
     ("changes", "words"),
     [
         ({"no_timestamps_token_id": None}, ("cannot tell times", "1,501 timestamps")),
+        ({"no_timestamps_token_id": "null"}, ("cannot tell times", "no_timestamps_token_id and eos_token_id")),
+        ({"no_timestamps_token_id": "29"}, ("cannot tell times", "no_timestamps_token_id and eos_token_id")),
         ({"no_timestamps_token_id": 2_000}, ("cannot tell times", "1,501 timestamps")),
     ],
 )
@@ -133,13 +135,51 @@ def test_a_checkpoint_that_cannot_tell_times_is_refused(
     shutil.copytree(folder, tmp_path / "w")
     place = tmp_path / "w" / "generation_config.json"
     fields = {**json.loads(place.read_text()), **changes}
-    place.write_text(json.dumps({key: value for key, value in fields.items() if value is not None}))
+    left = {key: None if value == "null" else value for key, value in fields.items() if value is not None}
+    place.write_text(json.dumps(left))
     with pytest.raises(UserError) as refused:
         describe(TokenizerConfig(tokenizer="whisper-text", weights=str(tmp_path / "w")))
     assert all(each in str(refused.value) for each in words)
 
 
-@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer.json"])
+def change(folder: Path, name: str, **fields: Any) -> None:
+    path = folder / name
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n_fft", 512),
+        ("chunk_length", 20),
+        ("dither", 0.5),
+        ("sampling_rate", 8_000),
+        ("feature_size", 40),
+        ("padding_value", 0.1),
+    ],
+)
+def test_a_feature_extractor_of_other_frames_is_refused(field: str, value: float, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "w")
+    change(tmp_path / "w", "preprocessor_config.json", **{field: value})
+    with pytest.raises(UserError, match=f"a feature extractor with {field} {value} .*; whisper-text takes"):
+        describe(TokenizerConfig(tokenizer="whisper-text", weights=str(tmp_path / "w")))
+
+
+def test_whatever_decides_the_words_is_in_the_fingerprint(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "w")
+
+    def told() -> str:
+        return describe(TokenizerConfig(tokenizer="whisper-text", weights=str(tmp_path / "w"))).fingerprint["words"]
+
+    seen = [told()]
+    names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
+    for name in names:
+        change(tmp_path / "w", name, changed=True)
+        seen.append(told())
+    assert len(set(seen)) == 1 + len(names)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer.json", "preprocessor_config.json"])
 def test_a_folder_without_what_words_are_made_of_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "w")
     (tmp_path / "w" / name).unlink()

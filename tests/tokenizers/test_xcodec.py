@@ -257,7 +257,13 @@ def test_the_registry_opens_what_it_describes(name: str, folder: Path):
         ({"sample_rate": 48_000}, r"sample_rate 48000, not (16000|24000)"),
         ({"strides": [2, 1]}, r"strides \[2, 1\] after the semantic model, not 1"),
         ({"acoustic_model_config": {"downsampling_ratios": [8, 5, 4]}}, r"frames of 160 and (320|960) samples, not"),
-        ({"semantic_model_config": {"conv_stride": [5, 2, 2, 2, 2, 2, 1]}}, "frames of 160 samples, not 320"),
+        ({"semantic_model_config": {"conv_stride": [5, 2, 2, 2, 2, 2, 1]}}, "400 samples every 160, not 400 every 320"),
+        (
+            {"semantic_model_config": {"conv_kernel": [12, 3, 3, 3, 3, 2, 2]}},
+            "402 samples every 320, not 400 every 320",
+        ),
+        ({"kernel_size": 4}, "an even kernel_size, 4"),
+        ({"unit_kernel_size": 2}, "an even unit_kernel_size, 2"),
         ({"acoustic_model_config": {"model_type": "encodec"}}, "an acoustic model of type 'encodec', not 'dac'"),
         (
             {"semantic_model_config": {"model_type": "bert"}},
@@ -271,10 +277,21 @@ def test_weights_of_another_layout_are_refused(name: str, copied: Path, changed:
         describe(TokenizerConfig(tokenizer=name, weights=str(copied)))
 
 
-def test_a_feature_extractor_of_another_rate_is_refused(name: str, copied: Path):
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [({"sampling_rate": 44_100}, "for 44100 Hz, not"), ({"hop_length": 512}, "with hop_length 512, not (320|960)")],
+)
+def test_another_feature_extractor_is_refused(name: str, copied: Path, changed: dict[str, int], told: str):
     extractor = json.loads((copied / "preprocessor_config.json").read_text())
-    (copied / "preprocessor_config.json").write_text(json.dumps({**extractor, "sampling_rate": 44_100}))
-    with pytest.raises(UserError, match="a feature extractor for 44100 Hz, not"):
+    (copied / "preprocessor_config.json").write_text(json.dumps({**extractor, **changed}))
+    with pytest.raises(UserError, match=f"a feature extractor {told}"):
+        describe(TokenizerConfig(tokenizer=name, weights=str(copied)))
+
+
+@pytest.mark.parametrize("changed", [{"target_bandwidths": []}, {"target_bandwidths": [0.1]}, {"codebook_size": 1}])
+def test_weights_without_codebooks_are_refused(name: str, copied: Path, changed: dict[str, Any]):
+    change(copied, **changed)
+    with pytest.raises(UserError, match=r"has no codebooks: .* which pay for none"):
         describe(TokenizerConfig(tokenizer=name, weights=str(copied)))
 
 
