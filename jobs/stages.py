@@ -22,7 +22,8 @@ from ..tokenizers.fit import MIN_FRAMES_PER_CENTROID
 from ..tokenizers.registry import require_tokenizer
 from ..tokenizers.spec import UserError, did_you_mean
 from ..tokenizers.tokenizer import TokenizerConfig
-from .codebook import FitOptions, export_codebook, fit_codebooks, import_codebook
+from .codebook import FitOptions, fit_codebooks
+from .codebook_files import export_codebook, import_codebook
 from .console import plain, say
 from .corpus import BuildResult, SourceArgument, build_corpus
 from .engine import Engine, InlineEngine

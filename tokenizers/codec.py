@@ -44,6 +44,21 @@ def gaps_of_chunks(chunks: Chunks, gaps: Callable[[Tensor], Tensor], num_codeboo
     return torch.cat(parts, dim=1)
 
 
+def spans_of_chunks(num_frames: int, chunk_frames: int, reach: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Begin and end of each chunk, and the first and the last frame (exclusive) that it has to see, in order."""
+    for begin in range(0, num_frames, chunk_frames):
+        end = min(begin + chunk_frames, num_frames)
+        yield begin, end, max(0, begin - reach[0]), min(num_frames, end + reach[1])
+
+
+def padded_span(waveform_N: Tensor, begin: int, end: int) -> Tensor:
+    """Samples `begin` to `end` in memory of their own; zeros where the waveform has none."""
+    span_N = torch.zeros(end - begin)
+    inside_N = waveform_N[max(begin, 0) : max(end, 0)]
+    span_N[max(-begin, 0) : max(-begin, 0) + inside_N.shape[0]] = inside_N
+    return span_N
+
+
 def find_codec(config: TokenizerConfig, *, default: str, architecture: str) -> Weights:
     """The weights that `config` names, or the published ones. Raises `UserError`: see `find_weights`."""
     return find_weights(

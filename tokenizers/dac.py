@@ -3,7 +3,7 @@
 Axes: B segments, N samples, T frames, D dimensions of a latent, K codebooks of a stream.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from .codec import (
     gaps_of_chunks,
     num_codebooks_of,
     product,
+    spans_of_chunks,
 )
 from .dac_model import (
     decode,
@@ -89,7 +90,7 @@ class Dac:
     def _sound(self, num_frames: int, latents: Callable[[slice], Tensor]) -> Tensor:
         hop = self.spec.hop_length
         sound = [torch.empty(0)]
-        for begin, end, first, last in _chunks(num_frames, self._chunk_frames, self._decoder_reach):
+        for begin, end, first, last in spans_of_chunks(num_frames, self._chunk_frames, self._decoder_reach):
             latents_TD = latents(slice(first, last))
             sound_N = decode(self._decoder, latents_TD.t()[None].contiguous())[0, 0]
             sound.append(sound_N[(begin - first) * hop : (end - first) * hop].cpu())
@@ -99,7 +100,7 @@ class Dac:
         hop = self.spec.hop_length
         frames = [-(-waveform_N.shape[0] // hop) for waveform_N in waveforms]
         padded_frames = -(-padded_length // hop)
-        for begin, end, first, last in _chunks(padded_frames, self._chunk_frames, self._encoder_reach):
+        for begin, end, first, last in spans_of_chunks(padded_frames, self._chunk_frames, self._encoder_reach):
             if begin >= max(frames):
                 return
             # a copy of its own: convolutions' results may depend on the alignment of what they are given
@@ -111,13 +112,6 @@ class Dac:
             latents_BDT = encode(self._encoder, chunk_B1N.to(device=self._device, dtype=self._dtype), valid)
             latents_BTD = latents_BDT[..., begin - first : end - first].transpose(1, 2).float().contiguous()
             yield latents_BTD, [min(max(num - begin, 0), end - begin) for num in frames]
-
-
-def _chunks(num_frames: int, chunk_frames: int, reach: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """Begin and end of each chunk, and the first and the last frame (exclusive) that it has to see, in order."""
-    for begin in range(0, num_frames, chunk_frames):
-        end = min(begin + chunk_frames, num_frames)
-        yield begin, end, max(0, begin - reach[0]), min(num_frames, end + reach[1])
 
 
 def _spec(sample_rate: int, strides: Sequence[int], num_codebooks: int, codebook_size: int = 1024) -> StreamSpec:

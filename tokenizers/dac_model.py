@@ -19,6 +19,14 @@ _EDGE_REACH = 3  # the first and the last convolution of each network, over 7 po
 _LATENT_REACH = 1  # the encoder's last one, over 3
 
 
+class SnakeParameter(nn.Module):
+    """What weights have of a Snake; `with_fast_snakes` puts what computes it in its place."""
+
+    def __init__(self, num: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1, num, 1))
+
+
 class Snake(nn.Module):
     """x + sin^2(a x) / a, a for each channel (Ziyin et al. 2020), with the reciprocal worked out beforehand."""
 

@@ -6,7 +6,7 @@ second level in their order and the four of the third: seven, of which the first
 Axes: B segments, N samples, T frames, L latents of one, D dimensions of a latent, K codebooks of a stream.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .codec import Chunks, codec_fingerprint, codes_of_chunks, gaps_of_chunks, product
+from .codec import Chunks, codec_fingerprint, codes_of_chunks, gaps_of_chunks, product, spans_of_chunks
 from .dac_model import decoder_reach, encoder_reach, with_fast_snakes
 from .hub import Weights
 from .package_weights import Package, fill, find_package, load_state
@@ -97,7 +97,7 @@ class Snac:
     @torch.inference_mode()
     def decode(self, codes_KT: Tensor) -> Tensor:
         hop, sound = self.spec.hop_length, [torch.empty(0)]
-        for begin, end, first, last in self._chunks(codes_KT.shape[1], self._decoder_reach):
+        for begin, end, first, last in spans_of_chunks(codes_KT.shape[1], self._chunk_frames, self._decoder_reach):
             latents_ND = self._quantizer.decode(codes_KT[:, first:last].to(self._device))
             place = first * self._num_latents
             sound_N = decode(self._decoder, latents_ND.t()[None].contiguous(), self._tapes, place)[0, 0]
@@ -109,7 +109,7 @@ class Snac:
         hop, num_latents = self.spec.hop_length, self._num_latents
         frames = [-(-waveform_N.shape[0] // hop) for waveform_N in waveforms]
         padded_frames = min(-(-padded_length // hop), max(frames, default=0))
-        for begin, end, first, last in self._chunks(padded_frames, self._encoder_reach):
+        for begin, end, first, last in spans_of_chunks(padded_frames, self._chunk_frames, self._encoder_reach):
             # a copy of its own: convolutions' results may depend on the alignment of what they are given
             chunk_B1N = torch.zeros(len(waveforms), 1, (last - first) * hop)
             for row_N, waveform_N in zip(chunk_B1N[:, 0], waveforms, strict=True):
@@ -120,12 +120,6 @@ class Snac:
             latents_BDN = latents_BDN[..., (begin - first) * num_latents : (end - first) * num_latents]
             latents_BTX = latents_BDN.transpose(1, 2).contiguous().view(len(waveforms), end - begin, -1)
             yield latents_BTX, [min(max(num - begin, 0), end - begin) for num in frames]
-
-    def _chunks(self, num_frames: int, reach: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
-        """Begin and end of each chunk, and the first and the last frame (exclusive) that it has to see, in order."""
-        for begin in range(0, num_frames, self._chunk_frames):
-            end = min(begin + self._chunk_frames, num_frames)
-            yield begin, end, max(0, begin - reach[0]), min(num_frames, end + reach[1])
 
     def _in_frames(self, reach: tuple[int, int]) -> tuple[int, int]:
         return -(-reach[0] // self._num_latents), -(-reach[1] // self._num_latents)

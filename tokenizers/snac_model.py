@@ -16,28 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .dac_model import Beyond
+from .dac_model import Beyond, SnakeParameter
 from .factorized import FactorizedQuantizer
 
 LATENT_REACH = 3  # the encoder's last convolution, over 7 latents
 _TAPE = 65_536  # positions
 
 
-class Snake(nn.Module):
-    """The parameter of one; `with_fast_snakes` puts what computes it in its place."""
-
-    def __init__(self, num: int) -> None:
-        super().__init__()
-        self.alpha = nn.Parameter(torch.ones(1, num, 1))
-
-
 class Residual(nn.Module):
     def __init__(self, num: int, dilation: int, groups: int) -> None:
         super().__init__()
         self.block = nn.Sequential(
-            Snake(num),
+            SnakeParameter(num),
             nn.Conv1d(num, num, 7, padding=3 * dilation, dilation=dilation, groups=groups),
-            Snake(num),
+            SnakeParameter(num),
             nn.Conv1d(num, num, 1),
         )
 
@@ -51,7 +43,7 @@ class Down(nn.Module):
         self.stride = stride
         self.block = nn.Sequential(
             *(Residual(num, dilation, groups) for dilation in (1, 3, 9)),
-            Snake(num),
+            SnakeParameter(num),
             nn.Conv1d(num, 2 * num, 2 * stride, stride, padding=math.ceil(stride / 2)),
         )
 
@@ -73,7 +65,7 @@ class Up(nn.Module):
         half = num // 2
         self.stride = stride
         self.block = nn.Sequential(
-            Snake(num),
+            SnakeParameter(num),
             nn.ConvTranspose1d(num, half, 2 * stride, stride, math.ceil(stride / 2), output_padding=stride % 2),
             *([Noise(half)] if noise else []),
             *(Residual(half, dilation, groups) for dilation in (1, 3, 9)),
@@ -100,7 +92,7 @@ class SnacDecoder(nn.Module):
         for stride in strides:
             layers.append(Up(num, stride, num // 2 if depthwise else 1, noise=noise))
             num //= 2
-        layers += [Snake(num), nn.Conv1d(num, 1, 7, padding=3)]
+        layers += [SnakeParameter(num), nn.Conv1d(num, 1, 7, padding=3)]
         self.model = nn.Sequential(*layers)
 
 

@@ -6,7 +6,7 @@ Axes: B segments, N samples, T frames, C channels before the LSTM, D dimensions 
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -104,8 +104,14 @@ class SpeechTokenizer:
         latents = self.latents([waveform_N], waveform_N.shape[0])
         return gaps_of_chunks(latents, self._quantizer.gaps, self.spec.num_codebooks)
 
+    @torch.inference_mode()
     def decode(self, codes_KT: Tensor) -> Tensor:
-        return self._sound(codes_KT.shape[1], lambda span: self._quantizer.decode(codes_KT[:, span].to(self._device)))
+        num_frames = codes_KT.shape[1]
+        chunks = codes_KT.to(self._device).split(self._chunk_frames, dim=1) if num_frames else ()
+        pieces = (self._quantizer.decode(chunk_KT).t()[None].contiguous() for chunk_KT in chunks)
+        hidden = self._remembered(piecewise(self._from_latents, pieces, num_frames))
+        sound = piecewise(self._to_samples, hidden, num_frames, hop=self.spec.hop_length)
+        return torch.cat([torch.empty(0), *(piece_11N[0, 0].cpu() for piece_11N in sound)])
 
     def latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Chunks:
         """Latents of segments of up to `stretch_frames`, or of a single longer one."""
@@ -144,14 +150,6 @@ class SpeechTokenizer:
             frames_BCT, _ = through(self._to_frames, samples_B1N.to(self._device), valid)
             parts.append(frames_BCT[..., chunk - first : chunk_end - first])
         return torch.cat(parts, dim=2)
-
-    @torch.inference_mode()
-    def _sound(self, num_frames: int, latents: Callable[[slice], Tensor]) -> Tensor:
-        spans = [slice(begin, begin + self._chunk_frames) for begin in range(0, num_frames, self._chunk_frames)]
-        pieces = (latents(span).t()[None].contiguous() for span in spans)
-        hidden = self._remembered(piecewise(self._from_latents, pieces, num_frames))
-        sound = piecewise(self._to_samples, hidden, num_frames, hop=self.spec.hop_length)
-        return torch.cat([torch.empty(0), *(piece_11N[0, 0].cpu() for piece_11N in sound)])
 
     def _remembered(self, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
         """The decoder's LSTM, which carries its state on from piece to piece."""

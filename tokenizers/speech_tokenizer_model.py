@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .dac_model import SnakeParameter
+
 _KERNEL = 7  # of the first and the last convolution of each network
 States = tuple[Tensor, Tensor]  # of an LSTM: hidden and cell
 
@@ -119,14 +121,6 @@ class SeanetDecoder(nn.Module):
         self.model = nn.Sequential(*layers)
 
 
-class Snake(nn.Module):
-    """The parameter of one; `with_fast_snakes` puts what computes it in its place."""
-
-    def __init__(self, num: int) -> None:
-        super().__init__()
-        self.alpha = nn.Parameter(torch.ones(1, num, 1))
-
-
 def build(config: dict[str, Any]) -> Any:
     """A module of `encoder`, `decoder` and the centroids `[codes, D]` of each `quantizer`, without storage."""
     num, dim, strides, kernel, activation = (
@@ -159,7 +153,7 @@ def reach_of(layers: Iterable[nn.Module], first: int, last: int) -> tuple[int, i
 
 
 def _activation(name: str, num: int) -> nn.Module:
-    return Snake(num) if name == "Snake" else nn.ELU()
+    return SnakeParameter(num) if name == "Snake" else nn.ELU()
 
 
 def _reflect(padded_BCN: Tensor, left: int, right: int, stride: int, valid: list[int]) -> None:

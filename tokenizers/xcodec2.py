@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import xcodec2_model as layers
-from .codec import Chunks, codec_fingerprint, codes_of_chunks, find_codec, gaps_of_chunks, num_codebooks_of
+from .codec import Chunks, codec_fingerprint, codes_of_chunks, find_codec, gaps_of_chunks, num_codebooks_of, padded_span
 from .fsq import FiniteScalarQuantizer
 from .hub import Weights, load_model
 from .spec import FrameRule, StreamSpec, UserError, num_frames
@@ -126,7 +126,7 @@ class Xcodec2:
         for begin in range(window.keep_begin, window.keep_end, self._chunk_frames):
             end = min(begin + self._chunk_frames, window.keep_end)
             first, last = max(0, begin - self._reach), min(max(*ends, window.keep_end), end + self._reach)
-            spans = [layers.padded_span(waveform_N, first * hop, last * hop) for waveform_N in waveforms]
+            spans = [padded_span(waveform_N, first * hop, last * hop) for waveform_N in waveforms]
             valid = [min(max(num - first, 1), last - first) * hop for num in ends]
             chunk_B1N = torch.stack(spans)[:, None].to(device=self._device, dtype=self._dtype)
             latents_BDT = layers.acoustic(self._acoustic, chunk_B1N, valid)

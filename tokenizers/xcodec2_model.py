@@ -15,6 +15,8 @@ import torchaudio.compliance.kaldi as kaldi
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .codec import padded_span
+
 HOP = 320  # samples of a frame
 NUM_MEL = 80
 STACKED = 2  # filterbank frames in one of the semantic encoder's
@@ -77,14 +79,6 @@ class LogMels:
 
 def _of_all(mels_TF: Tensor) -> tuple[Tensor, Tensor]:
     return mels_TF.mean(0), mels_TF.var(0, unbiased=True)
-
-
-def padded_span(waveform_N: Tensor, begin: int, end: int) -> Tensor:
-    """Samples `begin` to `end` in memory of their own; zeros where the waveform has none."""
-    span_N = torch.zeros(end - begin)
-    inside_N = waveform_N[max(begin, 0) : max(end, 0)]
-    span_N[max(-begin, 0) : max(-begin, 0) + inside_N.shape[0]] = inside_N
-    return span_N
 
 
 def semantic(encoder: Any, adapter: Any, features_BTD: Tensor, frames: Sequence[int]) -> Tensor:

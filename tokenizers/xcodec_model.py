@@ -32,6 +32,7 @@ from .codec import (
     gaps_of_chunks,
     num_codebooks_of,
     num_quantizers,
+    padded_span,
     product,
 )
 from .dac_model import Beyond, decode, decoder_reach, encode, encoder_reach, with_fast_snakes
@@ -154,7 +155,7 @@ class JointCodec:
         hop = self.spec.hop_length
         before, after = self._encoder_reach
         first, last = max(0, begin - before), min(padded_frames, end + after)
-        samples = [_padded(waveform_N, first * hop, last * hop) for waveform_N in waveforms]
+        samples = [padded_span(waveform_N, first * hop, last * hop) for waveform_N in waveforms]
         valid = [min(max(num - first, 0), last - first) * hop for num in frames]
         latents_BDT = encode(self._encoder, torch.stack(samples)[:, None].to(self._device), valid)
         return latents_BDT[..., begin - first : end - first]
@@ -210,20 +211,12 @@ class Semantic:
 def at_semantic_rate(waveform_N: Tensor, sample_rate: int, begin: int, end: int, *, device: str) -> Tensor:
     """Samples `begin` to `end` of a waveform, and zeros after it, as torchaudio resamples it to 16 kHz."""
     if sample_rate == SEMANTIC_RATE:
-        return _padded(waveform_N, begin, end).to(device)
+        return padded_span(waveform_N, begin, end).to(device)
     ratio = Fraction(SEMANTIC_RATE, sample_rate)
     up, down = ratio.numerator, ratio.denominator
     first, last = max(0, begin // up - _FILTER_REACH), -(-end // up) + _FILTER_REACH
-    samples_N = _padded(waveform_N, first * down, last * down).to(device)
+    samples_N = padded_span(waveform_N, first * down, last * down).to(device)
     return resample(samples_N, sample_rate, SEMANTIC_RATE)[begin - first * up : end - first * up]
-
-
-def _padded(waveform_N: Tensor, begin: int, end: int) -> Tensor:
-    """Samples `begin` to `end` in memory of their own, with zeros after the last."""
-    span_N = torch.zeros(end - begin)
-    inside_N = waveform_N[begin:end]
-    span_N[: inside_N.shape[0]] = inside_N
-    return span_N
 
 
 def _convolve(convolutions: Any, x_BDT: Tensor, valid: Sequence[int]) -> Tensor:

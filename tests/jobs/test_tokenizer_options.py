@@ -13,7 +13,7 @@ import pytest
 import torch
 from wavemill.jobs.arguments import parse_streams
 from wavemill.jobs.cli import main
-from wavemill.jobs.codebook import import_codebook
+from wavemill.jobs.codebook_files import import_codebook
 from wavemill.jobs.recipe_file import default_recipe, load_recipe
 from wavemill.jobs.run_recipe import codebooks_of, streams_of
 from wavemill.jobs.show import exact_rate
