@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..tokenizers.tokenizer import TokenizerConfig
 
 
-_STREAM_KEYS = ("weights", "revision", "layer", "num_codebooks", "mode", "output", "reduce", "of")
+_STREAM_KEYS = ("weights", "revision", "layer", "num_codebooks", "mode", "output", "reduce", "language", "task", "of")
 _NEXT_KEY = re.compile(r",(?=[A-Za-z_]+=)")  # a comma within a folder's name is none
 _EXPECTED_STREAM = "expected NAME=TOKENIZER or NAME=TOKENIZER:CODEBOOK, then ,KEY=VALUE if need be."
 
@@ -75,6 +75,8 @@ def tokenizer_config(
     mode: str = "exact",
     output: str | None = None,
     reduce: str | None = None,
+    language: str | None = None,
+    task: str | None = None,
     local_files_only: bool = False,
     where: str = "",
 ) -> "TokenizerConfig":
@@ -98,6 +100,8 @@ def tokenizer_config(
         mode=Mode(mode),
         output=None if output is None else Output(output),
         reduce=None if reduce is None else _place_of_guide(reduce),
+        language=language,
+        task=task,
     )
 
 
@@ -114,14 +118,19 @@ def place_of_weights(weights: str) -> str:
 
 
 def parse_weights(arguments: list[str] | None, streams: Iterable[str]) -> dict[str, str]:
-    """Where the weights of streams are now, from STREAM=PLACE; `streams` are those that can be named."""
+    """Where the weights of streams are now, from STREAM=PLACE, or STREAM.ctc=PLACE for the model of `reduce=ctc`.
+
+    `streams` are those that can be named.
+    """
+    from ..pipelines.streams import CTC
+
     there = sorted(streams)
     places = {}
     for argument in arguments or ():
         name, equals, place = argument.partition("=")
         if not equals or not place:
             raise UserError(f"--weights {argument!r}: expected STREAM=PLACE, a folder or a hub id.")
-        if name not in there:
+        if name.removesuffix(CTC) not in there:
             near = did_you_mean(name, there)
             raise UserError(
                 f"--weights {argument!r}: there is no stream {name!r} here; there are: {', '.join(there)}.{near}"

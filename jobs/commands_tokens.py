@@ -27,9 +27,9 @@ def tokenize(
         list[str] | None,
         typer.Option(
             metavar="NAME=TOKENIZER[:CODEBOOK][,KEY=VALUE...]",
-            help="A stream to make. May be repeated. Keys: weights, revision, layer, num_codebooks, mode, "
-            "output, reduce, of. Default: semantic=mfcc-kmeans and acoustic=mel-rvq. `wavemill tokenizers` lists "
-            "tokenizers.",
+            help="A stream to make. May be repeated. Keys: weights, revision, layer, num_codebooks, mode, output, "
+            "reduce, language, task, of. Default: semantic=mfcc-kmeans and acoustic=mel-rvq. `wavemill tokenizers` "
+            "lists tokenizers.",
         ),
     ] = None,
     engine: Annotated[str, typer.Option(help="ray or inline (this process).")] = "ray",
@@ -98,7 +98,7 @@ def decode(
         limit=limit,
         num_codebooks=codebooks,
         folder=to,
-        weights=parse_weights(weights, [stream]).get(stream),
+        weights=parse_weights(weights, [stream]),
         local_files_only=local_files_only,
     ):
         written.append({name: getattr(sound, name) for name in sound.__slots__})

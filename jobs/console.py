@@ -37,7 +37,11 @@ LayerOption = Annotated[int | None, typer.Option(min=0, help="Of features; defau
 LocalOnlyOption = Annotated[bool, typer.Option("--local-files-only", help="Never ask the network for weights.")]
 MovedWeightsOption = Annotated[
     list[str] | None,
-    typer.Option("--weights", metavar="STREAM=PLACE", help="Where weights are now: a folder, a hub id. Repeatable."),
+    typer.Option(
+        "--weights",
+        metavar="STREAM=PLACE",
+        help="Where weights are now: a folder, a hub id. STREAM.ctc: those of reduce=ctc. Repeatable.",
+    ),
 ]
 
 

@@ -102,6 +102,7 @@ def build_corpus(
                 pending.append(write_shard(root, CORPUS, table["shard"][0].as_py(), table))
                 num_shards += 1
                 on_shard(table)
+                counts.apart += _num_apart(table, known)
                 if len(pending) >= _COMMIT_EVERY_SHARDS or time.monotonic() - last_commit >= _COMMIT_EVERY_S:
                     writer.commit(pending)
                     pending, last_commit = [], time.monotonic()
@@ -109,7 +110,17 @@ def build_corpus(
             writer.commit(pending)
             raise
         writer.commit(pending)
+    if counts.apart:
+        on_warning(
+            f"{counts.apart:,} segment(s) lie in other shards than the first of their pairs, which trainers then leave "
+            "out. List the rows of a pair one after the other, and build into another root."
+        )
     return BuildResult(counts, _skipped(sources), num_shards)
+
+
+def _num_apart(table: pa.Table, known: Known) -> int:
+    rows = table.select(["source", "pair"]).filter(table["pair"].is_valid()).to_pylist()
+    return sum(known.place_pair(row, table["shard"][0].as_py()) for row in rows)
 
 
 def _open(argument: str | SourceArgument, *, exclude: str) -> Source:

@@ -321,7 +321,19 @@ class Stream(Section):
     reduce: ReductionPlace | None = Field(
         default=None, description="of features kept as they are: stack:4, stride:2, mean:8 or ctc:WEIGHTS"
     )
+    language: str | None = Field(default=None, description="of what is transcribed, such as 'en'; null: it is heard")
+    task: str | None = Field(
+        default=None, description="transcribe, or translate (into English); null: the weights' own"
+    )
     of: str | None = Field(default=None, description="of derived tokens: the stream that they are made of")
+
+
+class Units(Section):
+    stream: str = Field(description="a stream of this recipe, of one codebook, that is made first")
+    name: StreamName = Field(default="bpe", description="what tokenizer bpe names as its codebook")
+    size: int = Field(default=5_000, ge=2, le=1 << 20, description="tokens, the units themselves among them")
+    budget: Annotated[str, AfterValidator(_budget)] = Field(default="64MB", description="bytes of units, four each")
+    seed: int = Field(default=0, ge=0, le=10**9, description="of the sample")
 
 
 class Tokenize(Section):
@@ -354,6 +366,7 @@ class Recipe(Section):
         min_length=1,
         description="the tables of tokens, by name",
     )
+    units: list[Units] = Field(default=[], description="models that join frequent units, made where there is none")
     tokenize: Tokenize = Field(default=Tokenize(), description="where the work is done")
     export: list[Export] = Field(default=[], description="views for trainers that do not read tables")
 
@@ -363,6 +376,14 @@ class Recipe(Section):
         for number, name in enumerate(names):
             if name in names[:number]:
                 raise Mistake(f"two codebooks are called {name!r}; give this one another name.", "codebooks", number)
+        for number, model in enumerate(self.units):
+            if model.name in [other.name for other in self.units[:number]]:
+                raise Mistake(f"two models are called {model.name!r}; name them apart.", "units", number, "name")
+            if model.stream not in self.streams:
+                there = ", ".join(self.streams)
+                raise Mistake(
+                    f"this recipe has no stream {model.stream!r}; it has: {there}.", "units", number, "stream"
+                )
         views = [export.view for export in self.export]
         for number, export in enumerate(self.export):
             if export.view in views[:number]:

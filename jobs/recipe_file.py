@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from ..storage.root import Root
 from ..storage.stores import is_remote
 from ..tokenizers.spec import UserError
-from .recipe import Corpus, Export, Mistake, Recipe, Section, Source, Vad
+from .recipe import Corpus, Export, Mistake, Recipe, Section, Source, Units, Vad
 
 Place = tuple[str | int, ...]  # of a key: ("corpus", "sources", 0, "path")
 
@@ -332,7 +332,7 @@ def _render(section: Section, *, given_only: bool = False) -> list[str]:
     return lines
 
 
-_EXAMPLES: dict[str, Any] = {"vad": Vad(), "export": [Export()]}
+_EXAMPLES: dict[str, Any] = {"vad": Vad(), "units": [Units(stream="semantic")], "export": [Export()]}
 
 
 def _entries(value: Any) -> list[str]:

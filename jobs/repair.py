@@ -135,10 +135,7 @@ def mend(
     names = sorted({name for task in tasks for name in task.streams})
     on_start(sum(corpus.files[task.shard].num_rows for task in tasks))
     streams = sources_first(
-        [
-            stream_config(name, snapshots[name], weights=(weights or {}).get(name), local_files_only=local_files_only)
-            for name in names
-        ]
+        [stream_config(name, snapshots[name], weights=weights, local_files_only=local_files_only) for name in names]
     )
     lacking = {name: {task.shard for task in tasks if name in task.streams} for name in names}
     sources = read_sources(root, corpus, streams, snapshots, lacking)

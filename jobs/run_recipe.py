@@ -21,6 +21,7 @@ from .codebook import FitOptions
 from .console import plain, say
 from .corpus import SourceArgument
 from .recipe import Codebook, Export, Recipe
+from .recipe_units import fit_stage_of_units, lacking_units, rounds
 from .stages import (
     build_figures,
     build_stage,
@@ -34,7 +35,7 @@ from .stages import (
     tokenize_stage,
     words_of,
 )
-from .tokenize import TokenizeOptions
+from .tokenize import Summary, TokenizeOptions
 
 
 def run_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -44,7 +45,8 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     """
     root = Root(recipe.root)
     require_ready(recipe, root)
-    steps = 3 + bool(recipe.export)
+    turns = rounds(streams_of(recipe), lacking_units(root, recipe.units))
+    steps = 2 + sum(bool(streams) + bool(models) for streams, models in turns) + bool(recipe.export)
     say(f"[1/{steps}] corpus: {_sources(recipe)}")
     decoder = DecoderSettings(deadline_s=recipe.corpus.deadline_s)
     built = build_stage(
@@ -67,33 +69,39 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     asked_for = codebooks_of(recipe)
     say(f"[2/{steps}] codebooks: {', '.join(each.codebook_name for each in asked_for) or 'none'}")
     codebooks = [_make(root, codebook, recipe) for codebook in asked_for]
-    say(f"[3/{steps}] tokenize: {', '.join(f'{each.name}={each.tokenizer.tokenizer}' for each in streams_of(recipe))}")
-    asked = recipe.tokenize
-    summary = tokenize_stage(
-        root,
-        streams_of(recipe),
-        TokenizeOptions(
-            device=asked.device,
-            max_error_share=asked.max_error_share,
-            any_numerics=asked.any_numerics,
-            decoder=decoder,
-        ),
-        engine=asked.engine,
-        address=asked.address,
-        workers=asked.workers,
-    )
+    made, units, step = Summary(), [], 2
+    for streams, models in turns:
+        if streams:
+            step += 1
+            say(
+                f"[{step}/{steps}] tokenize: {', '.join(f'{each.name}={each.tokenizer.tokenizer}' for each in streams)}"
+            )
+            made = made.and_then(_tokenize(root, streams, recipe, decoder))
+        if models:
+            step += 1
+            say(f"[{step}/{steps}] units: {', '.join(model.name for model in models)}")
+            units += [fit_stage_of_units(root, model) for model in models]
     views = []
     if recipe.export:
-        say(f"[4/{steps}] export: {', '.join(export.view for export in recipe.export)}")
+        say(f"[{steps}/{steps}] export: {', '.join(export.view for export in recipe.export)}")
         views = _export(recipe, root)
     say(f"The dataset is in {root}")
     return {
         "root": root.uri,
         "corpus": build_figures(built),
         "codebooks": codebooks,
-        "tokenize": tokenize_figures(summary),
+        "units": units,
+        "tokenize": tokenize_figures(made),
         "export": views,
     }
+
+
+def _tokenize(root: Root, streams: list[StreamConfig], recipe: Recipe, decoder: DecoderSettings) -> Summary:
+    asked = recipe.tokenize
+    options = TokenizeOptions(
+        device=asked.device, max_error_share=asked.max_error_share, any_numerics=asked.any_numerics, decoder=decoder
+    )
+    return tokenize_stage(root, streams, options, engine=asked.engine, address=asked.address, workers=asked.workers)
 
 
 def require_ready(recipe: Recipe, root: Root) -> None:
@@ -116,6 +124,7 @@ def require_ready(recipe: Recipe, root: Root) -> None:
             _require_same_fit(root, codebook, header, described)
         elif codebook.file is not None:
             read_centroids(codebook.file, described)
+    rounds(streams_of(recipe), lacking_units(root, recipe.units))
     for stream in sources_first(streams_of(recipe)):
         _require_stream_ready(recipe, root, stream, codebooks)
 
@@ -124,6 +133,7 @@ def _require_stream_ready(recipe: Recipe, root: Root, stream: StreamConfig, code
     """Raise `UserError` for a stream whose tokenizer cannot be had, or whose codebook is missing or not its own."""
     if require_tokenizer(stream.tokenizer.tokenizer).takes != "audio":
         made_later = {name for name in codebooks if _header(root, name) is None}
+        made_later |= {model.name for model in lacking_units(root, recipe.units)}
         with _told_of(f"streams.{stream.name}"):
             describe_stream(root, stream, streams_of(recipe), made_later=made_later)
         return
@@ -190,6 +200,10 @@ def plan(recipe: Recipe) -> list[str]:
         made_of = f" of {stream.of}" if stream.of else ""
         words = f"{stream.tokenizer.tokenizer}{made_of}{words_of(stream.tokenizer)}, mode {stream.tokenizer.mode}{book}"
         lines.append(f"stream {stream.name}: {words}{of}")
+    lacking = lacking_units(root, recipe.units)
+    for model in recipe.units:
+        words = f"fitted on {model.stream}, {model.size:,} tokens" if model in lacking else "kept as it is"
+        lines.append(f"units {model.name}: {words}")
     asked = recipe.tokenize
     where = f"Ray at {asked.address}" if asked.address and asked.engine == "ray" else f"engine {asked.engine}"
     lines.append(
@@ -218,6 +232,8 @@ def streams_of(recipe: Recipe) -> list[StreamConfig]:
                 mode=Mode(stream.mode),
                 output=None if stream.output is None else Output(stream.output),
                 reduce=stream.reduce,
+                language=stream.language,
+                task=stream.task,
             ),
             codebook=stream.codebook,
             of=stream.of,

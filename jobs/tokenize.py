@@ -100,6 +100,10 @@ class Summary:
     write_s: float = 0.0
     commit_s: float = 0.0
 
+    def and_then(self, later: "Summary") -> "Summary":
+        """The figures of both runs."""
+        return Summary(**{name: getattr(self, name) + getattr(later, name) for name in self.__dataclass_fields__})
+
     def add(self, report: ShardReport) -> None:
         self.shards += 1
         self.segments += report.num_segments

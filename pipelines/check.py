@@ -122,6 +122,11 @@ def check_tokenizer(
             f"Tokenizer {config.tokenizer} gives no codes that follow a clock, which are compared here. Make a stream "
             "with it; `wavemill verify` then makes some of it again."
         )
+    if described.spec.dim:
+        raise UserError(
+            f"Tokenizer {config.tokenizer} gives numbers and takes no codebook: there are no codes to compare. Make a "
+            "stream with it; `wavemill verify` then makes some of it again."
+        )
     codebook = _codebook_file(options.codebook, described) if options.codebook else None
     waveforms, unreadable = _recordings(source, described.spec.sound, options.limit)
     use_one_thread()

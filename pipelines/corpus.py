@@ -31,7 +31,7 @@ _GLANCE_BYTES = 512  # of a recording that the corpus has: the answer says wheth
 
 _KNOWN_COLUMNS = [
     *("id", "source", "source_root", "path", "member", "format", "size_bytes", "version"),
-    *("sample_rate", "num_channels", "recording_samples", "start_sample", "num_samples"),
+    *("sample_rate", "num_channels", "recording_samples", "start_sample", "num_samples", "pair"),
 ]
 
 
@@ -42,6 +42,7 @@ class Known:
     ids: set[str] = field(default_factory=set)
     recordings: dict[tuple[str, str, str], KnownRecording] = field(default_factory=dict)  # by source, path, member
     roots: dict[str, str] = field(default_factory=dict)  # source name -> where it was
+    pairs: dict[tuple[str, str], int] = field(default_factory=dict)  # by source and pair, the shard of its first row
 
     @classmethod
     def read(cls, root: Root, snapshot: Snapshot) -> "Known":
@@ -50,6 +51,7 @@ class Known:
             rows = read_parquet(root, snapshot.path(shard), schema=CORPUS_SCHEMA, columns=_KNOWN_COLUMNS)
             for row in rows.to_pylist():
                 known.add(row)
+                known.place_pair(row, shard)
         return known
 
     def add(self, row: Row) -> None:
@@ -58,6 +60,10 @@ class Known:
         key = (row["source"], row["path"], row["member"])
         recording = self.recordings.setdefault(key, KnownRecording(row["size_bytes"], row["version"], _probe_of(row)))
         recording.spans.append((row["start_sample"], row["start_sample"] + row["num_samples"]))
+
+    def place_pair(self, row: Row, shard: int) -> bool:
+        """Whether a row of this shard lies in another one than the first row of its pair."""
+        return row["pair"] is not None and self.pairs.setdefault((row["source"], row["pair"]), shard) != shard
 
 
 @dataclass(slots=True)
@@ -70,6 +76,7 @@ class BuildCounts:
     twice: int = 0  # named twice by this build
     errors: int = 0
     duration_s: float = 0.0
+    apart: int = 0  # rows that lie in another shard than the first row of their pair
     left_out: Counter[str] = field(default_factory=Counter)  # by the filters and the segmentation, with the reason
 
 
@@ -117,18 +124,31 @@ def new_rows(
 
 
 def shards(rows: Iterable[Row], *, first: int, shard_hours: float) -> Iterator[pa.Table]:
-    """Corpus tables of about `shard_hours` of audio each, numbered from `first`, in the order of the rows."""
+    """Corpus tables of about `shard_hours` of audio each, numbered from `first`, in the order of the rows.
+
+    Neighbours that belong together share a shard, unless there are so many that a shard would grow without bounds.
+    """
     number = itertools.count(first)
     pending: list[Row] = []
     duration_s = 0.0
+    before: Row = {}  # the last row that was not separated from another
     for row in rows:
-        pending.append(row)
-        duration_s += row["duration_s"]
-        if duration_s >= shard_hours * 3600 or len(pending) >= _MAX_SHARD_SEGMENTS:
+        is_full = duration_s >= shard_hours * 3600 or len(pending) >= _MAX_SHARD_SEGMENTS
+        if is_full and (not _belong_together(before, row) or len(pending) >= 2 * _MAX_SHARD_SEGMENTS):
             yield _shard_table(pending, next(number))
             pending, duration_s = [], 0.0
+        pending.append(row)
+        before = row if row.get("parent") is None else before
+        duration_s += row["duration_s"]
     if pending:
         yield _shard_table(pending, next(number))
+
+
+def _belong_together(before: Row, row: Row) -> bool:
+    """Whether two rows are of one pair, or a segment and what was separated from it."""
+    if row.get("parent") is not None:
+        return row["parent"] == before.get("id")
+    return row.get("pair") is not None and (row["source"], row["pair"]) == (before.get("source"), before.get("pair"))
 
 
 def _shard_table(rows: list[Row], shard: int) -> pa.Table:

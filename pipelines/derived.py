@@ -5,6 +5,7 @@ does not matter.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from ..storage.codes import read_codes
 from ..storage.root import Root
 from ..storage.table import Snapshot, read_snapshot
 from ..tokenizers.spec import RunFailed, UserError
-from ..tokenizers.tokenizer import TextTokenizer, Tokens, UnitTokenizer
+from ..tokenizers.tokenizer import TextTokenizer, Tokens, UnitTokenizer, Word, WordTokenizer
 from .batching import require_frame_rule
 from .entries import AudioError
 from .reading import Row
+from .segments import PAUSES
 from .stored import stored_tokens
 from .streams import STREAMS, StreamConfig, require_same_corpus
 
@@ -28,19 +30,33 @@ def hearing_ones(tokenizers: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: tokenizer
         for name, tokenizer in tokenizers.items()
-        if not isinstance(tokenizer, (TextTokenizer, UnitTokenizer))
+        if not isinstance(tokenizer, (TextTokenizer, WordTokenizer, UnitTokenizer))
     }
 
 
-def of_texts(name: str, rows: Sequence[Row], tokenizer: TextTokenizer) -> list[Result]:
-    """What stream `name` has of each row's transcript."""
+def tokens_of_row(row: Row, tokenizer: TextTokenizer | WordTokenizer) -> Tokens:
+    """What a stream has of a row's transcript, or of its words; the pauses that aligners write among these are none."""
+    if isinstance(tokenizer, TextTokenizer):
+        return tokenizer.tokens_of_text(row["text"])
+    if row["words"] is None:
+        return tokenizer.tokens_of_words(None)
+    rate, words = row["sample_rate"], list[Word]()
+    for word in row["words"]:
+        label, start = word["label"].strip(), word["start_sample"]
+        if label.lower() not in PAUSES:
+            words.append(Word(label, Fraction(start, rate), Fraction(start + word["num_samples"], rate)))
+    return tokenizer.tokens_of_words(words)
+
+
+def of_texts(name: str, rows: Sequence[Row], tokenizer: TextTokenizer | WordTokenizer) -> list[Result]:
+    """What stream `name` has of each row's transcript or words."""
     results: list[Result] = []
     with torch.inference_mode():
         for row in rows:
             if row["error"] is not None:
                 results.append(AudioError(row["error"], row["error_message"] or ""))
                 continue
-            tokens = tokenizer.tokens_of_text(row["text"])
+            tokens = tokens_of_row(row, tokenizer)
             require_frame_rule(name, tokens, torch.empty(0), tokenizer.spec)
             results.append(tokens)
     return results

@@ -37,6 +37,7 @@ class Entry:
     text: str | None = None
     speaker: str | None = None
     language: str | None = None
+    pair: str | None = None  # entries of a source with the same pair belong together
     words: tuple[Label, ...] | None = None  # times count from the recording's start, whatever the offset
     phones: tuple[Label, ...] | None = None
     error: AudioError | None = None  # what the source itself found: a torn tar, a member whose name leads out of it

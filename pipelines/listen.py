@@ -2,11 +2,12 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import soundfile
+from torch import Tensor
 
 from ..storage.codes import open_stream, read_codes, stream_spec
 from ..storage.parquet import read_parquet
@@ -41,7 +42,7 @@ def decode_segments(
     limit: int,
     num_codebooks: int | None,
     folder: str,
-    weights: str | None = None,
+    weights: Mapping[str, str] | None = None,
     local_files_only: bool = False,
 ) -> Iterator[Decoded]:
     """Decode the segments named by `ids`, or the first `limit` of the stream, to `<folder>/<id>.wav`.
@@ -91,20 +92,20 @@ def decode_segments(
                 continue
             num_samples = resampled_length(row["num_samples"], row["sample_rate"], spec.decode_sample_rate)
             sound_N = sound_of(tokenizer, tokens)[..., :num_samples]
-            content = io.BytesIO()
-            soundfile.write(
-                content,
-                sound_N.t().numpy() if sound_N.ndim > 1 else sound_N.numpy(),
-                spec.decode_sample_rate,
-                format="WAV",
-                subtype="PCM_16",
-            )
             path = f"{folder}/{row['id']}.wav"
             with store_errors(path):
-                store.pipe_file(f"{place}/{row['id']}.wav", content.getvalue())
+                store.pipe_file(f"{place}/{row['id']}.wav", wav_bytes(sound_N, spec.decode_sample_rate))
             wanted.discard(row["id"])
             left -= 1
             yield Decoded(row["id"], row["path"], row["text"], path, sound_N.shape[-1] / spec.decode_sample_rate)
+
+
+def wav_bytes(sound_N: Tensor, sample_rate: int) -> bytes:
+    """A WAV file of 16 bits a sample; of sound `[N]`, or `[channels, N]`."""
+    content = io.BytesIO()
+    shaped = sound_N.t().numpy() if sound_N.ndim > 1 else sound_N.numpy()
+    soundfile.write(content, shaped, sample_rate, format="WAV", subtype="PCM_16")
+    return content.getvalue()
 
 
 def _require_codes(root: Root, snapshot: Snapshot, ids: frozenset[str]) -> None:

@@ -22,7 +22,7 @@ from .recordings import Fetched, Opener, Place
 from .source_paths import plain_path
 
 MAX_SEGMENT_S = 12 * 3600
-_PAUSES = frozenset({"", "sil", "<sil>", "sp", "<eps>", "silence"})  # words that aligners write for none
+PAUSES = frozenset({"", "sil", "<sil>", "sp", "<eps>", "silence"})  # words that aligners write for none
 _REMEMBERED = 256  # probes, for manifests with many entries of one recording
 
 Row = dict[str, Any]
@@ -174,6 +174,7 @@ def segment_rows(
         "text": entry.text,
         "speaker": entry.speaker,
         "language": entry.language,
+        "pair": entry.pair,
     }
     if isinstance(probe, AudioError):
         channel = policy.channels if entry.channel is None else str(entry.channel)
@@ -206,6 +207,8 @@ def segment_rows(
         for channel, parts in segments.items()
         for found in parts
     )
+    if len(every) > 1:
+        row["pair"] = None  # which of them goes with which of the other recording is not known
     for first, num_samples, number, gain_db in every:
         segment = {**row, "channel": channels[number], "gain_db": gain_db}
         segment |= _labelled(entry, probe.sample_rate, first, num_samples, whole)
@@ -225,7 +228,7 @@ def _children(parent: Row, num_separated: int) -> Iterator[Row]:
     if seconds > MAX_SEPARATED_S:
         message = f"{seconds:.0f} s; sources are separated in up to {MAX_SEPARATED_S} s at a time: build with --window"
         error = AudioError("too-long", message)
-    unknown = dict.fromkeys(("text", "speaker", "words", "phones"))
+    unknown = dict.fromkeys(("text", "speaker", "pair", "words", "phones"))
     for separated in range(num_separated):
         child = {**parent, **unknown, "parent": parent["id"], "separated": separated}
         yield _finish(child, parent["start_sample"], parent["num_samples"], error=error)
@@ -284,7 +287,7 @@ def _labelled(entry: Entry, sample_rate: int, first: int, num_samples: int, whol
         if entry.words is not None:
             centre = [((word.start_s + word.end_s) / 2 * sample_rate, word.label) for word in entry.words]
             inside = (label for place, label in centre if first <= place < first + num_samples)
-            text = " ".join(label for label in inside if label.lower() not in _PAUSES)
+            text = " ".join(label for label in inside if label.lower() not in PAUSES)
     return {"words": words, "phones": _labels(entry.phones, sample_rate, first, num_samples), "text": text}
 
 

@@ -1,4 +1,4 @@
-"""Kaldi data folders: wav.scp, and if there segments, text, utt2spk, utt2lang, reco2file_and_channel."""
+"""Kaldi data folders: wav.scp, and if there segments, text, utt2spk, utt2lang, utt2pair, reco2file_and_channel."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def kaldi_entries(path: str) -> Iterator[Entry]:
     folder = path if is_folder(path) else os.path.dirname(path)
     if not is_file(os.path.join(folder, "wav.scp")):
         raise UserError(f"{folder} holds no wav.scp, so it is no Kaldi data folder.")
-    text, speaker, language = (_table(folder, name) for name in ("text", "utt2spk", "utt2lang"))
+    text, speaker, language, pair = (_table(folder, name) for name in ("text", "utt2spk", "utt2lang", "utt2pair"))
     channels = _channels(folder)
     paths = _recordings(folder)
     if not is_file(os.path.join(folder, "segments")):
@@ -45,6 +45,7 @@ def kaldi_entries(path: str) -> Iterator[Entry]:
             text=text.get(utterance),
             speaker=speaker.get(utterance),
             language=language.get(utterance),
+            pair=pair.get(utterance),
         )
 
 

@@ -11,7 +11,7 @@ from .entries import Entry, Label
 from .files import is_file, is_folder, tree_of
 from .source_manifests import json_objects
 from .source_paths import find_path
-from .source_rows import LineErrors, Mistake, checked_path, checked_span, clean_text, manifest_error
+from .source_rows import LineErrors, Mistake, checked_path, checked_span, clean_text, manifest_error, pair_of
 
 _NAMES = re.compile(r"(?:.*[_.-])?(cuts|recordings|supervisions)(?:[_.-].*)?\.jsonl(?:\.gz)?", re.DOTALL)
 _EXPECTED = "one cut, recording or supervision of Lhotse per line."
@@ -102,9 +102,9 @@ def _cut(cut: dict[str, Any], folder: str) -> Entry:
         raise Mistake("the cut has features but no recording")
     path, channel = _place(recording, cut["channel"], folder)
     offset_s, duration_s = checked_span(float(cut["start"]), float(cut["duration"]))
-    return Entry(
-        path=path, channel=channel, offset_s=offset_s, duration_s=duration_s, **_said(cut.get("supervisions") or [])
-    )
+    said = _said(cut.get("supervisions") or [])
+    said["pair"] = pair_of(cut.get("custom") or {}) or said["pair"]
+    return Entry(path=path, channel=channel, offset_s=offset_s, duration_s=duration_s, **said)
 
 
 def _recording(recording: dict[str, Any], supervisions: list[dict[str, Any]], folder: str) -> Iterator[Entry]:
@@ -142,13 +142,15 @@ def _transform(transform: Any) -> str:
 
 
 def _said(supervisions: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Texts joined in the order of time; speaker and language where all agree; words and phones of all."""
+    """Texts joined in the order of time; speaker, language and pair where all agree; words and phones of all."""
     ordered = sorted(supervisions, key=lambda supervision: float(supervision["start"]))
+    pairs = {pair for found in ordered if (pair := pair_of(found.get("custom") or {}))}
     texts = [str(found["text"]) for found in ordered if found.get("text") is not None]
     return {
         "text": clean_text(" ".join(texts)) if texts else None,
         "speaker": _agreed(ordered, "speaker"),
         "language": _agreed(ordered, "language"),
+        "pair": pairs.pop() if len(pairs) == 1 else None,
         "words": _alignment(ordered, ("word", "words")),
         "phones": _alignment(ordered, ("phone", "phones", "phoneme", "phonemes")),
     }

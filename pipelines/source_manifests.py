@@ -16,7 +16,7 @@ from .source_rows import PATH_KEYS, ROW_KEYS, LineErrors, Mistake, checked_name,
 
 _JSON_LINE = (
     'one JSON object per line with "audio_filepath" and, if you like, "offset", "duration" (seconds), "text", '
-    '"speaker", "language".'
+    '"speaker", "language", "pair".'
 )
 _TABLE_LINE = "as many cells as the header has, with a path, and times in seconds."
 _LJ_LINE = "ID|text or ID|text|normalised text."
@@ -72,7 +72,7 @@ def json_objects(manifest: str, expected: str) -> Iterator[tuple[int, dict[str, 
 
 
 def jsonl_entries(manifest: str, text_column: str | None = None) -> Iterator[Entry]:
-    """Lines of a NeMo manifest: audio_filepath, and if you like offset, duration (seconds), text, speaker, lang.
+    """Lines of a NeMo manifest: audio_filepath, and if you like offset, duration (seconds), text, speaker, lang, pair.
 
     Hugging Face's `metadata.jsonl`, with file_name, is read the same way.
     """

@@ -17,12 +17,13 @@ PATH_KEYS = ("audio_filepath", "file_name", "path", "file", "filename", "audio",
 TEXT_KEYS = ("text", "transcript", "transcription", "sentence", "normalized_text")
 SPEAKER_KEYS = ("speaker", "speaker_id", "client_id")
 LANGUAGE_KEYS = ("language", "lang", "locale")
+PAIR_KEYS = ("pair", "pair_id")
 START_KEYS = ("offset", "start", "start_s")
 END_KEYS = ("end", "end_s")
 DURATION_KEYS = ("duration", "duration_s")
 CHANNEL_KEYS = ("channel", "channel_selector")
 ROW_KEYS = (
-    *(PATH_KEYS + TEXT_KEYS + SPEAKER_KEYS + LANGUAGE_KEYS),
+    *(PATH_KEYS + TEXT_KEYS + SPEAKER_KEYS + LANGUAGE_KEYS + PAIR_KEYS),
     *(START_KEYS + END_KEYS + DURATION_KEYS + CHANNEL_KEYS),
 )
 MAX_SECONDS = 10**8  # three years
@@ -54,6 +55,7 @@ def entry_of(fields: Mapping[str, Any], root: str, *, text_column: str | None = 
         text=text_of(fields, (text_column,) if text_column else TEXT_KEYS),
         speaker=text_of(fields, SPEAKER_KEYS),
         language=text_of(fields, LANGUAGE_KEYS),
+        pair=pair_of(fields),
     )
 
 
@@ -115,6 +117,11 @@ def checked_span(offset_s: float, duration_s: float | None) -> tuple[float, floa
 def text_of(fields: Mapping[str, Any], keys: Iterable[str]) -> str | None:
     value = next((fields[key] for key in keys if fields.get(key) is not None), None)
     return None if value is None else clean_text(str(value))
+
+
+def pair_of(fields: Mapping[str, Any]) -> str | None:
+    """What the row shares with those that it belongs together with; an empty one is none."""
+    return text_of(fields, PAIR_KEYS) or None
 
 
 def clean_text(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .entries import AudioError, Label
 from .labels import LabelError, decode_text, is_audacity, parse_audacity, parse_times
-from .source_rows import LANGUAGE_KEYS, SPEAKER_KEYS, TEXT_KEYS, clean_text, text_of
+from .source_rows import LANGUAGE_KEYS, SPEAKER_KEYS, TEXT_KEYS, clean_text, pair_of, text_of
 
 # best first: LibriTTS has .normalized.txt and .original.txt
 _TEXT_ORDER = (".normalized.txt", ".txt", ".text", ".transcript", ".original.txt")
@@ -26,6 +26,7 @@ class Described:
     text: str | None = None
     speaker: str | None = None
     language: str | None = None
+    pair: str | None = None
     words: tuple[Label, ...] | None = None
     phones: tuple[Label, ...] | None = None
 
@@ -87,6 +88,7 @@ def _read_json(content: bytes, described: Described) -> None:
         described.text = text_of(fields, TEXT_KEYS) if described.text is None else described.text
         described.speaker = text_of(fields, SPEAKER_KEYS)
         described.language = text_of(fields, LANGUAGE_KEYS)
+        described.pair = pair_of(fields)
 
 
 def _has_times(text: str) -> bool:

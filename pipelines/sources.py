@@ -43,11 +43,11 @@ SOURCE_KINDS = {
     "tars and Parquet files in it are opened.",
     "glob": "A quoted pattern, like '~/data/**/*.flac' or 'shards/*.tar'.",
     "file": "One recording.",
-    "jsonl": "JSON lines with NeMo's keys (audio_filepath, offset, duration, text, speaker, lang), or Hugging Face's "
-    "metadata.jsonl.",
+    "jsonl": "JSON lines with NeMo's keys (audio_filepath, offset, duration, text, speaker, lang, pair), or Hugging "
+    "Face's metadata.jsonl.",
     "csv": "A CSV or TSV file with a header: a column of paths (path, audio_filepath, file_name ...), and if you like "
-    "text, speaker, language, start, end, duration, channel.",
-    "kaldi": "A Kaldi data folder: wav.scp with plain paths, and segments, text, utt2spk, utt2lang.",
+    "text, speaker, language, pair, start, end, duration, channel.",
+    "kaldi": "A Kaldi data folder: wav.scp with plain paths, and segments, text, utt2spk, utt2lang, utt2pair.",
     "lhotse": "Lhotse's cuts.jsonl.gz, or its recordings with their supervisions; audio in files.",
     "webdataset": "A tar, plain or gzipped, of recordings with .txt or .json members beside them.",
     "parquet": "A Parquet or Arrow file with a column of audio (Hugging Face's or plain bytes) or of paths, or the "

@@ -1,6 +1,6 @@
 """Streams: what each is made with, its tokenizer, and whether a run fits what is written."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,14 @@ from ..storage.schema import require_stream_name
 from ..storage.table import Snapshot, read_snapshot
 from ..tokenizers.codebook import Codebook
 from ..tokenizers.numerics import use_one_thread
-from ..tokenizers.registry import describe, describe_tokenizer, load_tokenizer, require_tokenizer, takes_codebook
+from ..tokenizers.registry import (
+    describe,
+    describe_tokenizer,
+    load_tokenizer,
+    require_tokenizer,
+    takes_codebook,
+    why_no_codebook,
+)
 from ..tokenizers.spec import StreamSpec, UserError, did_you_mean
 from ..tokenizers.tokenizer import Description, Mode, Output, SourceStream, TokenizerConfig, fingerprint_hash
 from ..tokenizers.unit_bpe import UnitModel
@@ -20,6 +27,7 @@ from .resample import VERSION as RESAMPLER_VERSION
 
 STREAMS = "streams"
 CODEBOOKS = "codebooks"
+CTC = ".ctc"  # after a stream's name: the model that merges its frames
 _OF_WAVEFORMS = ("decoder", "resampler", "transforms", "separator")  # of a full fingerprint: no tokenizer's
 
 
@@ -65,7 +73,8 @@ def describe_stream(
 ) -> Description:
     """What a stream's tokenizer will be, without building its model. Raises `UserError`.
 
-    `made_later` are codebooks that need not be there yet: a stream of one of these is described without its part.
+    `made_later` are codebooks and models of units that need not be there yet: a stream of one of these is described
+    without its part.
     """
     _require_source_named(stream)
     described = describe(stream.tokenizer)  # what is wrong with it is told before a codebook that it lacks
@@ -73,7 +82,7 @@ def describe_stream(
     entry = require_tokenizer(stream.tokenizer.tokenizer)
     # features that a codebook is named for become codes, unless something else was asked for
     quantized = entry.needs_codebook and stream.tokenizer.output in (None, Output.CODES)
-    if stream.codebook_name in made_later and quantized:
+    if stream.codebook_name in made_later and (quantized or entry.needs_units):
         return described
     name, codebook = _stream_codebook(root, stream)
     return describe_tokenizer(stream.tokenizer, codebook, codebook_name=name, source=source)
@@ -149,7 +158,7 @@ def _stream_codebook(root: Root, stream: StreamConfig) -> tuple[str, Codebook | 
     if entry.takes != "audio":
         raise UserError(f"Tokenizer {stream.tokenizer.tokenizer} takes no codebook: leave out {name!r}.")
     if not entry.needs_codebook:
-        raise UserError(f"Tokenizer {stream.tokenizer.tokenizer} has codebooks of its own: leave out {name!r}.")
+        raise UserError(f"Tokenizer {stream.tokenizer.tokenizer} {why_no_codebook(entry)}: leave out {name!r}.")
     return name, load_codebook(root, name, stream.tokenizer)
 
 
@@ -168,12 +177,21 @@ def full_fingerprint(fingerprint: dict[str, str], corpus: Snapshot) -> dict[str,
 
 
 def stream_config(
-    name: str, snapshot: Snapshot, *, weights: str | None = None, local_files_only: bool = False
+    name: str, snapshot: Snapshot, *, weights: Mapping[str, str] | None = None, local_files_only: bool = False
 ) -> StreamConfig:
-    """What a stream was made with; `weights` says where its weights are now, if they have moved."""
+    """What a stream was made with; `weights` says where weights are now, if they have moved.
+
+    Those of stream NAME by NAME, those of the CTC model that merges its frames by NAME.ctc. Raises `UserError` if it
+    has none.
+    """
     metadata = snapshot.metadata
     config = dict(metadata["tokenizer"])
-    moved = {"weights": weights, "revision": None} if weights else {}
+    weights = weights or {}
+    moved: dict[str, Any] = {"weights": weights[name], "revision": None} if name in weights else {}
+    if (guide := weights.get(name + CTC)) is not None:
+        if not str(config.get("reduce")).startswith("ctc:"):
+            raise UserError(f"Stream {name!r} was made with no CTC model: leave out {name}{CTC}={guide}.")
+        moved["reduce"] = f"ctc:{guide}"
     output = config.get("output")  # tables from before there were others have none
     here = {
         "mode": Mode(config["mode"]),
@@ -190,12 +208,12 @@ def open_stream_tokenizer(
     snapshot: Snapshot,
     corpus: Snapshot,
     *,
-    weights: str | None = None,
+    weights: Mapping[str, str] | None = None,
     local_files_only: bool = False,
 ) -> Any:
     """The tokenizer that a stream was made with, on the CPU, in a process set to one thread as workers are.
 
-    `weights` says where its weights are now, if they have moved. Raises `StreamMismatch` if it is no longer the same.
+    `weights` says where weights are now: see `stream_config`. Raises `StreamMismatch` if it is no longer the same.
     """
     use_one_thread()
     config = stream_config(name, snapshot, weights=weights, local_files_only=local_files_only)

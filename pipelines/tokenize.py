@@ -35,6 +35,7 @@ from ..tokenizers.tokenizer import (
     TokenizerConfig,
     Tokens,
     UnitTokenizer,
+    WordTokenizer,
     tokens_of,
 )
 from .ahead import DecodeAhead
@@ -211,7 +212,7 @@ class Worker:
             if name not in task.streams:
                 continue
             tokenizer = self._tokenizers[name]
-            if isinstance(tokenizer, TextTokenizer):
+            if isinstance(tokenizer, (TextTokenizer, WordTokenizer)):
                 results[name] = of_texts(name, rows, tokenizer)
             elif isinstance(tokenizer, UnitTokenizer):
                 assert stream.of is not None, "describing it asks for its source"

@@ -17,8 +17,8 @@ from ..storage.table import Snapshot
 from ..tokenizers.compare import Comparison, compare_codes
 from ..tokenizers.numerics import numerics_class
 from ..tokenizers.spec import RunFailed, Sound, StreamSpec, UserError, chunk_frames, num_frames
-from ..tokenizers.tokenizer import Mode, TextTokenizer, Tokenizer, Tokens, UnitTokenizer
-from .derived import hearing_ones
+from ..tokenizers.tokenizer import Mode, TextTokenizer, Tokenizer, Tokens, UnitTokenizer, WordTokenizer
+from .derived import hearing_ones, tokens_of_row
 from .entries import AudioError
 from .reading import Reader, Row, open_reader
 from .resample import resampled_length
@@ -61,7 +61,7 @@ def verify(
 ) -> Verdict:
     """Check a whole dataset; `sample` segments are tokenized alone and compared code by code.
 
-    `weights` says where the weights of streams are now, if they have moved.
+    `weights` says where the weights of streams are now, if they have moved: see `stream_config`.
     """
     verdict = Verdict()
     streams = {name: open_stream(root, name) for name in list_streams(root)}
@@ -90,9 +90,8 @@ def verify(
     tokenizers: dict[str, Any] = {}
     for name, snapshot in streams.items():
         try:
-            moved = (weights or {}).get(name)
             tokenizers[name] = open_stream_tokenizer(
-                root, name, snapshot, corpus, weights=moved, local_files_only=local_files_only
+                root, name, snapshot, corpus, weights=weights, local_files_only=local_files_only
             )
         except UserError as error:
             verdict.blame(f"stream {name} cannot be tokenized again: {error}")
@@ -230,9 +229,9 @@ def _made_of_others(
     for name, ours in written.items():
         tokenizer = tokenizers.get(name)
         of = streams[name].metadata.get("of")
-        if isinstance(tokenizer, TextTokenizer):
+        if isinstance(tokenizer, (TextTokenizer, WordTokenizer)):
             with torch.inference_mode():
-                again[name] = tokenizer.tokens_of_text(row["text"])
+                again[name] = tokens_of_row(row, tokenizer)
         elif isinstance(tokenizer, UnitTokenizer) and of in written:  # if not, it is damaged: blamed already
             source = written[of]
             again[name] = None if source is None else tokenizer.tokens_of_tokens(source)

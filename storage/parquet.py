@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from ..tokenizers.spec import RunFailed
 from .root import Root
+from .schema import ADDED_COLUMNS
 
 DICTIONARY_LIMIT = 4_096  # codebooks up to this size are bit-packed as dictionary indices
 _ROW_GROUP_ROWS = 65_536
@@ -96,17 +97,21 @@ class ParquetShard:
         self._content = content
 
     def read(self, columns: Sequence[str]) -> pa.Table:
-        """These columns, in the types of the schema."""
+        """These columns, in the types of the schema; null, where the file is older than a column."""
 
         def read() -> pa.Table:
             with _told(self._root, self._relative):
+                there = [name for name in columns if name not in ADDED_COLUMNS or name in self._metadata.schema.names]
                 file = pq.ParquetFile(
-                    pa.BufferReader(self._checked(columns)), metadata=self._metadata, page_checksum_verification=True
+                    pa.BufferReader(self._checked(there)), metadata=self._metadata, page_checksum_verification=True
                 )
                 # on one thread: with PyTorch loaded, pyarrow's own threads may abort the process at its exit
-                return file.read(columns=list(columns), use_threads=False)
+                return file.read(columns=there, use_threads=False)
 
         table = read() if self._content is not None else _twice(self._root, read)
+        for place, name in enumerate(columns):
+            if name in ADDED_COLUMNS and name not in table.column_names:
+                table = table.add_column(place, name, pa.nulls(table.num_rows, self._schema.field(name).type))
         return table.cast(pa.schema([self._schema.field(name) for name in columns]))
 
     def key_values(self) -> dict[bytes, bytes]:

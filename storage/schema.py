@@ -9,6 +9,7 @@ import pyarrow as pa
 from ..tokenizers.spec import StreamSpec, UserError
 
 FORMAT_VERSION = 4
+ADDED_COLUMNS = frozenset({"pair"})  # since tables of this format were first written; older files are read as null
 
 # words or phones with their times: samples of the recording, counted from the segment's first
 _LABELS = pa.list_(
@@ -46,6 +47,8 @@ CORPUS_SCHEMA = pa.schema(
         pa.field("text", pa.string()),
         pa.field("speaker", pa.string()),
         pa.field("language", pa.string()),
+        # rows of a source with the same pair belong together, as source and target of a translation do
+        pa.field("pair", pa.string()),
         pa.field("words", _LABELS),
         pa.field("phones", _LABELS),
         pa.field("error", pa.string()),

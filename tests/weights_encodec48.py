@@ -88,6 +88,15 @@ def oracle_chunks(folder: Path, waveform: Tensor) -> tuple[Tensor, Tensor]:
     return joined_KT[:, : joined_KT.shape[1] - found.last_frame_pad_length], torch.cat(found.audio_scales)[:, 0]
 
 
+def oracle_latents(folder: Path, waveform: Tensor) -> Tensor:
+    """What is quantized, `[T, D]`, chunk after chunk, by transformers' own model: see `oracle_chunks`."""
+    seen: list[Tensor] = []
+    handle = _loaded(folder).encoder.register_forward_hook(lambda _, __, given_BDT: seen.append(given_BDT[0].t()))
+    num_frames = oracle_chunks(folder, waveform)[0].shape[1]
+    handle.remove()
+    return torch.cat(seen)[:num_frames]
+
+
 def oracle_sound(folder: Path, waveform: Tensor, num_codebooks: int) -> Tensor:
     """Sound `[2, N]` of a waveform's first codebooks, through transformers' own encoder and decoder."""
     model = _loaded(folder)

@@ -4,6 +4,7 @@ There are no random ones: they are compiled networks, and wavemill opens no othe
 """
 
 import shutil
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,19 +39,28 @@ def make(name: str, folder: Path, *, small: bool, seed: int = 0) -> Path:
 
 def oracle(folder: Path, waveform_N: Tensor, num_codebooks: int = BOOKS) -> Tensor:
     """Codes `[K, T]` as Lyra's own program makes them (lyra/soundstream_encoder.cc, residual_vector_quantizer.cc)."""
-    encoder, quantizer = _interpreter(folder / FILES[0]), _interpreter(folder / FILES[1], delegate=False)
-    quantize = quantizer.get_signature_runner("encode")
+    quantize = _interpreter(folder / FILES[1], delegate=False).get_signature_runner("encode")
     codes = []
-    for begin in range(0, waveform_N.shape[0], HOP):
-        samples_N = np.zeros((1, HOP), dtype=np.float32)
-        samples_N[0, : waveform_N[begin : begin + HOP].shape[0]] = waveform_N[begin : begin + HOP].numpy()
-        latent = _step(encoder, samples_N)
+    for latent in _latents(folder, waveform_N):
         found = quantize(input_frames=latent, num_quantizers=np.int32(num_codebooks))
         codes.append(found["output_0"].reshape(-1)[:num_codebooks])
     return torch.from_numpy(np.stack(codes, axis=1).astype(np.int64))
 
 
-def oracle_latents(folder: Path, codes_KT: Tensor) -> Tensor:
+def oracle_latents(folder: Path, waveform_N: Tensor) -> Tensor:
+    """What is quantized, `[T, D]`, by Lyra's own encoder."""
+    return torch.from_numpy(np.stack([latent.reshape(-1) for latent in _latents(folder, waveform_N)]))
+
+
+def _latents(folder: Path, waveform_N: Tensor) -> Iterator[np.ndarray]:
+    encoder = _interpreter(folder / FILES[0])
+    for begin in range(0, waveform_N.shape[0], HOP):
+        samples_N = np.zeros((1, HOP), dtype=np.float32)
+        samples_N[0, : waveform_N[begin : begin + HOP].shape[0]] = waveform_N[begin : begin + HOP].numpy()
+        yield _step(encoder, samples_N).copy()
+
+
+def quantized_latents(folder: Path, codes_KT: Tensor) -> Tensor:
     """Latents `[T, D]` by Lyra's own quantizer; codebooks that are left out are -1."""
     dequantize = _interpreter(folder / FILES[1], delegate=False).get_signature_runner("decode")
     latents = []
@@ -64,7 +74,7 @@ def oracle_latents(folder: Path, codes_KT: Tensor) -> Tensor:
 def oracle_sound(folder: Path, codes_KT: Tensor) -> Tensor:
     """Sound as Lyra's own program makes it (lyra/lyra_gan_model.cc)."""
     decoder = _interpreter(folder / FILES[2])
-    sound = [_step(decoder, latent_D).reshape(-1) for latent_D in oracle_latents(folder, codes_KT).numpy()]
+    sound = [_step(decoder, latent_D).reshape(-1) for latent_D in quantized_latents(folder, codes_KT).numpy()]
     return torch.from_numpy(np.concatenate(sound))
 
 

@@ -46,10 +46,19 @@ def make(name: str, folder: Path, *, small: bool, seed: int = 0, **changes: Any)
 def oracle(folder: Path, waveform_N: Tensor) -> Tensor:
     """Codes `[K, T]` of all levels: those of the first, then of the second in their order, and so on."""
     network = _loaded(folder)
-    padded = network.hop * network.config["vq_strides"][0]
-    waveform_N = functional.pad(waveform_N, (0, -waveform_N.shape[0] % padded))
-    levels = network.codes(network.latents(waveform_N))
-    return torch.cat([codes_M.view(waveform_N.shape[0] // padded, -1).t() for codes_M in levels])
+    levels = network.codes(network.latents(_padded(network, waveform_N)))
+    return torch.cat([codes_M.view(len(levels[0]), -1).t() for codes_M in levels])
+
+
+def oracle_latents(folder: Path, waveform_N: Tensor) -> Tensor:
+    """Those of a frame one after the other, `[T, L x D]`."""
+    network = _loaded(folder)
+    latents_ND = network.latents(_padded(network, waveform_N)).t()
+    return latents_ND.unflatten(0, (-1, network.config["vq_strides"][0])).flatten(1)
+
+
+def _padded(network: "Network", waveform_N: Tensor) -> Tensor:
+    return functional.pad(waveform_N, (0, -waveform_N.shape[0] % (network.hop * network.config["vq_strides"][0])))
 
 
 def oracle_sound(folder: Path, codes_KT: Tensor, noise: list[Tensor]) -> Tensor:

@@ -50,6 +50,11 @@ def oracle(folder: Path, waveform_N: Tensor) -> Tensor:
     return _loaded(folder).codes(waveform_N)
 
 
+def oracle_latents(folder: Path, waveform_N: Tensor) -> Tensor:
+    """What is quantized, `[T, D]`."""
+    return _loaded(folder).latents(waveform_N[None]).t()
+
+
 def oracle_sound(folder: Path, codes_KT: Tensor) -> Tensor:
     network = _loaded(folder)
     codebooks = [network.codebook(stage)[codes_T] for stage, codes_T in enumerate(codes_KT)]

@@ -85,6 +85,16 @@ def oracle(folder: Path, waveform_N: Tensor) -> Tensor:
         return model.encode(taken["input_values"]).audio_codes[0]
 
 
+def oracle_latents(folder: Path, waveform_N: Tensor) -> Tensor:
+    """What is quantized, `[T, D]`, by transformers' own feature extractor and model."""
+    seen: list[Tensor] = []
+    handle = loaded(folder)[0].fc.register_forward_hook(lambda _, __, given_BTD: seen.append(given_BTD[0]))
+    oracle(folder, waveform_N)
+    handle.remove()
+    (latents_TD,) = seen
+    return latents_TD
+
+
 def oracle_sound(folder: Path, codes_KT: Tensor) -> Tensor:
     """Samples by transformers' own decoder."""
     model, _ = loaded(folder)

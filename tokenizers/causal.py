@@ -71,6 +71,7 @@ class CausalLatents:
         if chunk_frames < _MIN_CHUNK_FRAMES:
             raise ValueError(f"chunks of {chunk_frames} frames; they must have {_MIN_CHUNK_FRAMES} or more")
         self.spec = spec
+        self.longest = None
         self._chunk_frames = chunk_frames
         self._device = device
         self._gain = gain

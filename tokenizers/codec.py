@@ -37,6 +37,27 @@ def codes_of_chunks(
     return codes
 
 
+def up_to(
+    longest: int | None,
+    run: Callable[[Sequence[Tensor], int], list[Tensor]],
+    waveforms: Sequence[Tensor],
+    padded_length: int,
+) -> list[Tensor]:
+    """What `run` gives for several waveforms: those of more than `longest` samples by themselves.
+
+    They leave an empty row with the others, so that the shape of a batch, which may decide last bits, stays.
+    """
+    if longest is None:
+        return run(waveforms, padded_length)
+    fit = [waveform_N.shape[0] <= longest for waveform_N in waveforms]
+    rows = [waveform_N if fits else waveform_N[:0] for waveform_N, fits in zip(waveforms, fit, strict=True)]
+    done = run(rows, min(padded_length, longest)) if any(fit) else rows
+    return [
+        each if fits else run([waveform_N], waveform_N.shape[0])[0]
+        for each, waveform_N, fits in zip(done, waveforms, fit, strict=True)
+    ]
+
+
 def gaps_of_chunks(chunks: Chunks, gaps: Callable[[Tensor], Tensor], num_codebooks: int) -> Tensor:
     """Gaps `[K, T]` float64 of the one segment that the chunks are of, on the CPU."""
     parts = [torch.empty(num_codebooks, 0, dtype=torch.float64)]

@@ -57,6 +57,7 @@ class Dac:
         self.fingerprint = fingerprint
         strides = model.config.downsampling_ratios
         with_fast_snakes(remove_weight_norm(model))
+        self.longest = None
         self._dtype = torch.bfloat16 if mode is Mode.FAST else torch.float32
         self._encoder = model.encoder.to(device=device, dtype=self._dtype)
         self._decoder = model.decoder.to(device)

@@ -7,17 +7,20 @@ alone.
 Axes: B chunks, C channels, N samples, T frames, D dimensions, K codebooks, S chunks of a segment.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .codec import codec_fingerprint, find_codec, num_codebooks_of, num_quantizers, product, require_published
+from .continuous import stored
 from .hub import load_model
+from .latents import SUFFIX, latents_fingerprint
 from .quantize import ResidualQuantizer
-from .spec import FrameRule, StreamSpec, chunk_frames, decoded_samples, frames_by_chunk
+from .spec import FrameRule, StreamSpec, UserError, chunk_frames, decoded_samples, frames_by_chunk
 from .tokenizer import Description, TokenizerConfig, TokenizerEntry, Tokens
 
 _WEIGHTS = "facebook/encodec_48khz"
@@ -88,7 +91,7 @@ class Encodec48:
         frames = [chunk_frames(waveform.shape[-1], self.spec) for waveform in waveforms]
         codes = [torch.empty(self.spec.num_codebooks, sum(nums), dtype=torch.int64) for nums in frames]
         scales = [torch.empty(len(nums)) for nums in frames]
-        for chunks, latents_BTD, scales_B in self._latents(waveforms):
+        for chunks, latents_BTD, scales_B in self.latents(waveforms):
             codes_KBT = self._quantizer.encode(latents_BTD.flatten(0, 1)).unflatten(1, latents_BTD.shape[:2]).cpu()
             for row, chunk in enumerate(chunks):
                 codes[chunk.segment][:, chunk.frames] = codes_KBT[:, row]
@@ -99,7 +102,7 @@ class Encodec48:
     def gaps(self, waveform_CN: Tensor) -> Tensor:
         num_frames = sum(chunk_frames(waveform_CN.shape[-1], self.spec))
         gaps_KT = torch.empty(self.spec.num_codebooks, num_frames, dtype=torch.float64)
-        for chunks, latents_BTD, _ in self._latents([waveform_CN]):
+        for chunks, latents_BTD, _ in self.latents([waveform_CN]):
             for chunk, latents_TD in zip(chunks, latents_BTD, strict=True):
                 gaps_KT[:, chunk.frames] = self._quantizer.gaps(latents_TD).cpu()
         return gaps_KT
@@ -112,19 +115,22 @@ class Encodec48:
         num_chunks = len(frames_by_chunk(codes_KT.shape[1], self.spec))
         return self.decode_tokens(Tokens(codes_KT=codes_KT, scales_C=torch.ones(num_chunks)))
 
-    @torch.inference_mode()
     def decode_tokens(self, tokens: Tokens) -> Tensor:
         """Sound `[2, decoded_samples(T, spec)]`."""
+        return self.sound(tokens, lambda span: self._quantizer.decode(tokens.codes_KT[:, span].to(self._device)))
+
+    @torch.inference_mode()
+    def sound(self, tokens: Tokens, latents: Callable[[slice], Tensor]) -> Tensor:
+        """Sound `[2, decoded_samples(T, spec)]` of the latents `[T, D]` of each span of frames, as loud as it was."""
         assert tokens.scales_C is not None
-        frames = frames_by_chunk(tokens.num_frames, self.spec)
-        codes = tokens.codes_KT.to(self._device).split(frames, dim=1) if frames else ()
+        ends = list(accumulate(frames_by_chunk(tokens.num_frames, self.spec)))
         sounds = (
-            self._decoder(self._quantizer.decode(codes_KT).t()[None])[0].cpu() * scale
-            for codes_KT, scale in zip(codes, tokens.scales_C, strict=True)
+            self._decoder(latents(slice(begin, end)).to(self._device).t()[None])[0].cpu() * scale
+            for begin, end, scale in zip([0, *ends], ends, tokens.scales_C, strict=False)
         )
         return _overlap_add(sounds, decoded_samples(tokens.num_frames, self.spec), self.spec.chunk_stride)
 
-    def _latents(self, waveforms: Sequence[Tensor]) -> Iterator[tuple[list[_Chunk], Tensor, Tensor]]:
+    def latents(self, waveforms: Sequence[Tensor]) -> Iterator[tuple[list[_Chunk], Tensor, Tensor]]:
         """Chunks of one length, their latents `[B, T, D]` on the device, and how loud they are, `[B]` on the CPU."""
         chunks = [chunk for number, each in enumerate(waveforms) for chunk in _chunks(number, each, self.spec)]
         full = [chunk for chunk in chunks if chunk.num_samples == self.spec.chunk_length]
@@ -135,6 +141,42 @@ class Encodec48:
             scales_B = _loudness(sound_BCN)
             latents_BDT = self._encoder((sound_BCN / scales_B[:, None, None]).to(self._device))
             yield group, latents_BDT.transpose(1, 2).contiguous(), scales_B
+
+
+class Encodec48Latents:
+    """A `RowTokenizer`, `BatchRowTokenizer` and `RowDecoder` of what the codec has before its quantizer."""
+
+    def __init__(self, codec: Encodec48, spec: StreamSpec, fingerprint: dict[str, str]) -> None:
+        self.spec = spec
+        self.fingerprint = fingerprint
+        self._codec = codec
+
+    def tokens(self, waveform_CN: Tensor) -> Tokens:
+        return self.tokens_batch([waveform_CN], waveform_CN.shape[-1])[0]
+
+    @torch.inference_mode()
+    def tokens_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tokens]:
+        del padded_length  # chunks are never padded
+        rows = []
+        for waveform in waveforms:
+            frames = chunk_frames(waveform.shape[-1], self.spec)
+            frames_TD = torch.empty(sum(frames), self.spec.dim, dtype=torch.float16)
+            codes_KT = torch.empty(0, sum(frames), dtype=torch.int64)
+            rows.append(Tokens(codes_KT=codes_KT, frames_TD=frames_TD, scales_C=torch.empty(len(frames))))
+        for chunks, latents_BTD, scales_B in self._codec.latents(waveforms):
+            for chunk, latents_TD, scale in zip(chunks, latents_BTD, scales_B, strict=True):
+                row = rows[chunk.segment]
+                assert row.frames_TD is not None
+                assert row.scales_C is not None
+                row.frames_TD[chunk.frames] = stored(latents_TD)
+                row.scales_C[chunk.place] = scale
+        return rows
+
+    def decode_tokens(self, tokens: Tokens) -> Tensor:
+        """Sound `[2, decoded_samples(T, spec)]`."""
+        frames_TD = tokens.frames_TD
+        assert frames_TD is not None
+        return self._codec.sound(tokens, lambda span: frames_TD[span].float())
 
 
 def _chunks(segment: int, waveform: Tensor, spec: StreamSpec) -> Iterator[_Chunk]:
@@ -199,20 +241,50 @@ def open_encodec_48khz(description: Description, device: str, *, chunks_at_once:
     )
 
 
+def _describe_latents(config: TokenizerConfig) -> Description:
+    if config.num_codebooks is not None:
+        raise UserError(f"{config.tokenizer} has no codebooks: leave out num_codebooks.")
+    codec = _describe(config)
+    return Description(
+        config,
+        replace(
+            codec.spec,
+            tokenizer=config.tokenizer,
+            num_codebooks=0,
+            codebook_size=1,
+            dim=codec.weights.config["hidden_size"],
+        ),
+        {"tokenizer": config.tokenizer, **latents_fingerprint(codec), "precision": config.mode.precision},
+        weights=codec,
+    )
+
+
+def _open_latents(description: Description, device: str) -> Encodec48Latents:
+    return Encodec48Latents(open_encodec_48khz(description.weights, device), description.spec, description.fingerprint)
+
+
 _CHUNKS_ON_GPU = 32
 
+_CODEC = TokenizerEntry(
+    spec=_SPEC,
+    kind="acoustic",
+    about="EnCodec 48 kHz (Defossez et al. 2022): stereo, chunks of 1 s with a loudness each, residual VQ",
+    needs_codebook=False,
+    last_frame="each strided layer pads its own input to a whole stride by reflection; the last chunk is what is "
+    "left, without zeros behind it",
+    long_audio="chunk by chunk, as published; exact",
+    weights=_WEIGHTS,
+    licence="MIT; CC-BY-NC-4.0 up to release 0.1.1",
+    describe=_describe,
+    open=open_encodec_48khz,
+)
 ENTRIES = (
-    TokenizerEntry(
-        spec=_SPEC,
-        kind="acoustic",
-        about="EnCodec 48 kHz (Defossez et al. 2022): stereo, chunks of 1 s with a loudness each, residual VQ",
-        needs_codebook=False,
-        last_frame="each strided layer pads its own input to a whole stride by reflection; the last chunk is what is "
-        "left, without zeros behind it",
-        long_audio="chunk by chunk, as published; exact",
-        weights=_WEIGHTS,
-        licence="MIT; CC-BY-NC-4.0 up to release 0.1.1",
-        describe=_describe,
-        open=open_encodec_48khz,
+    _CODEC,
+    replace(
+        _CODEC,
+        spec=replace(_SPEC, tokenizer=_SPEC.tokenizer + SUFFIX, num_codebooks=0, codebook_size=1, dim=128),
+        about=f"latents before the quantizer of {_SPEC.tokenizer}, with the loudness of each chunk",
+        describe=_describe_latents,
+        open=_open_latents,
     ),
 )

@@ -12,10 +12,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .latents import with_latents
 from .quantize import ResidualQuantizer, relative_gaps
 from .spec import FrameRule, StreamSpec
 from .tokenizer import Description, TokenizerConfig, TokenizerEntry
-from .xcodec_model import LAST_FRAME, LONG_AUDIO, SEMANTIC_RATE, JointCodec, Published, describe_joint, open_joint
+from .xcodec_model import (
+    LAST_FRAME,
+    LONG_AUDIO,
+    SEMANTIC_RATE,
+    JointCodec,
+    Published,
+    describe_joint,
+    joint_dim,
+    open_joint,
+)
 
 PUBLISHED = Published(
     spec=StreamSpec(
@@ -98,7 +108,7 @@ def open_higgs(description: Description, device: str, *, chunk_frames: int = 0) 
     return open_joint(description, PUBLISHED, quantizer, device, chunk_frames=chunk_frames)
 
 
-ENTRIES = (
+ENTRIES = with_latents(
     TokenizerEntry(
         spec=PUBLISHED.spec,
         kind="acoustic",
@@ -111,4 +121,5 @@ ENTRIES = (
         describe=describe_higgs,
         open=open_higgs,
     ),
+    joint_dim,
 )

@@ -23,7 +23,7 @@ from torch import nn
 from .spec import UserError
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
-_PATTERNS = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+MODEL_PATTERNS = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
 TEXT_PATTERNS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # of config.json: who wrote it, not what the model is
@@ -80,7 +80,7 @@ def find_weights(
 
 
 def find_folder(
-    source: str, *, revision: str | None, local_files_only: bool, patterns: tuple[str, ...] = _PATTERNS
+    source: str, *, revision: str | None, local_files_only: bool, patterns: tuple[str, ...] = MODEL_PATTERNS
 ) -> tuple[Path, str]:
     """The folder at `source`, of a hub id a download of the files that `patterns` name, and its revision.
 
@@ -132,6 +132,22 @@ def load_model(model: str, weights: Weights, *, may_lack: tuple[str, ...] = (), 
             "Fetch them again, or see that config.json belongs to them."
         )
     return loaded.eval().requires_grad_(False)
+
+
+def load_language_model(source: str) -> tuple[Any, Path]:
+    """transformers' causal language model at `source`, as `load_model` loads it, and the folder that holds it.
+
+    Raises `UserError` as `find_weights` and `load_model` do, and for models of another kind.
+    """
+    folder, _ = find_folder(source, revision=None, local_files_only=False)
+    kind = str(read_json(folder / "config.json", source).get("model_type"))
+    name = _transformers().models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    if name is None:
+        raise UserError(
+            f"{source} holds a model of type {kind!r} (its config.json says so), which is no causal language model. "
+            "Name one that is, such as one of Llama's kind."
+        )
+    return load_model(name, find_weights(source, tokenizer=name, architecture=kind)), folder
 
 
 def load_published(model: str, weights: Weights) -> tuple[Any, Any]:
@@ -281,7 +297,7 @@ def _from_hub(source: str, revision: str | None, local_files_only: bool, pattern
                     source, revision=revision, local_files_only=local_files_only, allow_patterns=list(patterns)
                 )
             )
-            if patterns == _PATTERNS and not any(folder.glob("*.safetensors")) and not local_files_only:
+            if patterns == MODEL_PATTERNS and not any(folder.glob("*.safetensors")) and not local_files_only:
                 there = tuple(hub.list_repo_files(source, revision=revision))
                 raise UserError(_no_safetensors(source, folder, there))
     except errors.GatedRepoError as error:

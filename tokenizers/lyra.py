@@ -6,7 +6,7 @@ Axes: N samples, T frames, D dimensions of a latent, Q codebooks there are, C co
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .codec import Chunks, codes_of_chunks, gaps_of_chunks, num_codebooks_of
+from .codec import Chunks, codes_of_chunks, gaps_of_chunks, num_codebooks_of, padded_span
+from .latents import with_latents
 from .quantize import ResidualQuantizer
 from .spec import FrameRule, StreamSpec, UserError
 from .tokenizer import Description, TokenizerConfig, TokenizerEntry
@@ -40,6 +41,7 @@ _SPEC = StreamSpec(
     num_codebooks=46,
     codebook_size=16,
 )
+_DIM = 64  # of a latent
 _CHUNK_FRAMES = 500  # of latents that are in memory at once
 
 
@@ -55,39 +57,51 @@ class Lyra:
         """`files` are the published ones."""
         self.spec = spec
         self.fingerprint = fingerprint
+        self.longest = None
         self._files = files
         self._quantizer = ResidualQuantizer(_centroids(files[_QUANTIZER])[: spec.num_codebooks])
 
     def encode(self, waveform_N: Tensor) -> Tensor:
         num_frames = -(-waveform_N.shape[0] // self.spec.hop_length)
-        return codes_of_chunks(
-            self._latents(waveform_N), self._quantizer.encode, [num_frames], self.spec.num_codebooks
-        )[0]
+        latents = self.latents([waveform_N], waveform_N.shape[0])
+        return codes_of_chunks(latents, self._quantizer.encode, [num_frames], self.spec.num_codebooks)[0]
 
     def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
         """One after the other: the networks take one segment."""
         return [self.encode(waveform_N) for waveform_N in waveforms]
 
     def gaps(self, waveform_N: Tensor) -> Tensor:
-        return gaps_of_chunks(self._latents(waveform_N), self._quantizer.gaps, self.spec.num_codebooks)
+        latents = self.latents([waveform_N], waveform_N.shape[0])
+        return gaps_of_chunks(latents, self._quantizer.gaps, self.spec.num_codebooks)
 
     def decode(self, codes_KT: Tensor) -> Tensor:
-        hop = self.spec.hop_length
-        network = _Network(self._files[_DECODER])
-        sound_N = torch.empty(codes_KT.shape[1] * hop)
-        for begin in range(0, codes_KT.shape[1], _CHUNK_FRAMES):
-            latents_TD = self._quantizer.decode(codes_KT[:, begin : begin + _CHUNK_FRAMES])
-            span = slice(begin * hop, (begin + len(latents_TD)) * hop)
-            sound_N[span] = network.through(latents_TD).flatten()
-        return sound_N
+        return self._sound(codes_KT.shape[1], lambda span: self._quantizer.decode(codes_KT[:, span]))
 
-    def _latents(self, waveform_N: Tensor) -> Chunks:
-        network = _Network(self._files[_ENCODER])
-        for samples_N in waveform_N.split(_CHUNK_FRAMES * self.spec.hop_length) if len(waveform_N) else ():
-            missing = -samples_N.shape[0] % self.spec.hop_length
-            hops_TN = torch.nn.functional.pad(samples_N, (0, missing)).view(-1, self.spec.hop_length)
-            latents_TD = network.through(hops_TN)
-            yield latents_TD[None], [len(latents_TD)]
+    def synthesize(self, latents_TD: Tensor) -> Tensor:
+        return self._sound(len(latents_TD), lambda span: latents_TD[span])
+
+    def _sound(self, num_frames: int, latents: Callable[[slice], Tensor]) -> Tensor:
+        network = _Network(self._files[_DECODER])
+        sound_TN = torch.empty(num_frames, self.spec.hop_length)
+        for begin in range(0, num_frames, _CHUNK_FRAMES):
+            span = slice(begin, begin + _CHUNK_FRAMES)
+            sound_TN[span] = network.through(latents(span))
+        return sound_TN.flatten()
+
+    def latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Chunks:
+        """Latents of several segments, each through a network of its own."""
+        del padded_length
+        hop = self.spec.hop_length
+        networks = [_Network(self._files[_ENCODER]) for _ in waveforms]
+        frames = [-(-waveform_N.shape[0] // hop) for waveform_N in waveforms]
+        for begin in range(0, max(frames, default=0), _CHUNK_FRAMES):
+            valid = [min(max(num - begin, 0), _CHUNK_FRAMES) for num in frames]
+            latents_BTD = torch.zeros(len(waveforms), max(valid), _DIM)
+            for row, num in enumerate(valid):
+                if num:
+                    samples_N = padded_span(waveforms[row], begin * hop, (begin + num) * hop)
+                    latents_BTD[row, :num] = networks[row].through(samples_N.view(num, hop))
+            yield latents_BTD, valid
 
 
 class _Network:
@@ -197,7 +211,7 @@ def open_lyra(description: Description, device: str) -> Lyra:
     return Lyra(files, description.spec, description.fingerprint)
 
 
-ENTRIES = (
+ENTRIES = with_latents(
     TokenizerEntry(
         spec=_SPEC,
         kind="acoustic",
@@ -213,4 +227,5 @@ ENTRIES = (
         describe=_describe,
         open=open_lyra,
     ),
+    lambda _: _DIM,
 )

@@ -62,12 +62,10 @@ def published_encoder(description: Description) -> Callable[[Tensor], Tensor] | 
     if speaker:
         return lambda waveform_N: model(**prepare(waveform_N)).embeddings
     if description.dim is not None:
-        return lambda waveform_N: _latents(architecture, model, prepare(waveform_N)["input_values"])
+        return lambda waveform_N: _latents(architecture, model, prepare(waveform_N))
     books = description.spec.num_codebooks
-    if architecture in ("dac", "xcodec", "higgs_audio_v2_tokenizer"):
-        return lambda waveform_N: model.encode(prepare(waveform_N)["input_values"]).audio_codes[0, :books]
-    if architecture in ("mimi", "xcodec2", "neucodec"):
-        return lambda waveform_N: model.encode(**prepare(waveform_N)).audio_codes[0, :books]
+    if architecture != "encodec":
+        return lambda waveform_N: _encode(architecture, model, prepare(waveform_N)).audio_codes[0, :books]
     highest = weights.config["target_bandwidths"][-1]
     if description.spec.chunk_length:
 
@@ -81,14 +79,40 @@ def published_encoder(description: Description) -> Callable[[Tensor], Tensor] | 
     return lambda waveform_N: model.encode(**prepare(waveform_N), bandwidth=highest).audio_codes[0, 0, :books]
 
 
-def _latents(architecture: str, model: Any, waveforms_B1N: Tensor) -> Tensor:
+def _encode(architecture: str, model: Any, prepared: Any) -> Any:
+    """What transformers' codec gives, as its documentation calls it."""
+    if architecture in ("dac", "xcodec", "higgs_audio_v2_tokenizer"):
+        return model.encode(prepared["input_values"])
+    return model.encode(**prepared)
+
+
+# what a codec joins two encoders with, where that is what it quantizes
+_SEAMS = {"xcodec": "fc", "higgs_audio_v2_tokenizer": "fc", "xcodec2": "fc_encoder", "neucodec": "fc_encoder"}
+
+
+def _latents(architecture: str, model: Any, prepared: Any) -> Tensor:
     """What a codec has before its quantizer, or in its place, `[T, D]`."""
+    waveforms_B1N = prepared["input_values"]
+    if architecture in _SEAMS:
+        return _seen(getattr(model, _SEAMS[architecture]), lambda: _encode(architecture, model, prepared))
     if architecture == "pocket_tts_audio_tokenizer":
         return model.encode(waveforms_B1N).latents[0]
     if architecture == "vibevoice_acoustic_tokenizer":
         return model.encode(waveforms_B1N, sample=False).latents[0]
     found = model.encoder(waveforms_B1N)
     return (found.latents if architecture == "mimi" else found)[0].t()
+
+
+def _seen(module: Any, run: Callable[[], Any]) -> Tensor:
+    """What a module gives `[T, D]` for the one segment that `run` runs through it."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _, __, given_BTD: seen.append(given_BTD[0]))
+    try:
+        run()
+    finally:
+        handle.remove()
+    (given_TD,) = seen
+    return given_TD
 
 
 def _own_frames(description: Description, hidden_SD: Tensor, num_samples: int) -> Tensor:

@@ -28,13 +28,14 @@ from . import (
     wav2vec2_codes,
     whisper_features,
     whisper_text,
+    word_tokens,
     xcodec,
     xcodec2,
     xvector,
 )
 from .codebook import Codebook
 from .continuous import ContinuousTokenizer, describe_continuous
-from .spec import UserError, did_you_mean
+from .spec import UserError, did_you_mean, num_frames
 from .tokenizer import (
     BatchFeatures,
     Description,
@@ -67,6 +68,7 @@ FAMILIES = (
     xcodec2,
     whisper_text,
     text_tokens,
+    word_tokens,
     units,
     unit_bpe,
     pocket_tts,
@@ -101,9 +103,12 @@ def describe(config: TokenizerConfig) -> Description:
             f"The codebooks of {name} are those of the codebook that is fitted for it; leave out num_codebooks."
         )
     if not entry.needs_codebook and (config.output is not None or config.reduce is not None):
-        raise UserError(f"Tokenizer {name} gives codes of its own, not features; leave out output and reduce.")
+        gives = "numbers as they are" if entry.spec.dim else "codes of its own, not features"
+        raise UserError(f"Tokenizer {name} gives {gives}; leave out output and reduce.")
     if entry.takes != "audio" and config.num_codebooks is not None:
         raise UserError(f"Tokenizer {name} has no codebooks to choose from; leave out num_codebooks.")
+    if not entry.hears_words and (config.language is not None or config.task is not None):
+        raise UserError(f"Tokenizer {name} writes down no words; leave out language and task.")
     if config.reduce is not None and output_of(config) is not Output.FEATURES:
         raise UserError("reduce makes fewer frames of features: it needs output=features.")
     if config.mode not in entry.modes:
@@ -127,8 +132,13 @@ def describe_features(config: TokenizerConfig) -> Description:
     if entry.takes != "audio":
         raise UserError(f"Tokenizer {config.tokenizer} takes {entry.takes}: there is no codebook to fit or to name.")
     if not entry.needs_codebook:
-        raise UserError(f"Tokenizer {config.tokenizer} has codebooks of its own: there is none to fit or to name.")
+        raise UserError(f"Tokenizer {config.tokenizer} {why_no_codebook(entry)}: there is none to fit or to name.")
     return describe(config)
+
+
+def why_no_codebook(entry: TokenizerEntry) -> str:
+    """What to say of a tokenizer that a codebook is named for in vain."""
+    return "gives numbers as they are" if entry.spec.dim else "has codebooks of its own"
 
 
 def load_features(config: TokenizerConfig, *, device: str = "cpu") -> Features:
@@ -159,7 +169,7 @@ def describe_tokenizer(
     described = describe(config)
     if not takes_codebook(config):
         if codebook is not None:
-            why = "keeps its features as they are" if entry.needs_codebook else "has codebooks of its own"
+            why = "keeps its features as they are" if entry.needs_codebook else why_no_codebook(entry)
             raise UserError(f"Tokenizer {config.tokenizer} {why}: leave out {codebook_name!r}.")
         return describe_continuous(described, output_of(config)) if entry.needs_codebook else described
     if codebook is None:
@@ -214,8 +224,14 @@ class CodebookTokenizer:
     def encode(self, waveform_N: Tensor) -> Tensor:
         if not isinstance(self.features, PiecewiseFeatures):
             return self.quantizer.encode(self.features.extract(waveform_N)).cpu()
-        codes = [self.quantizer.encode(piece_TD).cpu() for piece_TD in self.features.pieces(waveform_N)]
-        return torch.cat(codes, dim=1) if codes else torch.empty(self.spec.num_codebooks, 0, dtype=torch.int64)
+        # made at once: small tensors kept from piece to piece would hold the memory between them
+        num, begin = num_frames(waveform_N.shape[-1], self.spec), 0
+        codes_KT = torch.empty(self.spec.num_codebooks, num, dtype=torch.int64)
+        for piece_TD in self.features.pieces(waveform_N):
+            codes_KT[:, begin : begin + piece_TD.shape[0]] = self.quantizer.encode(piece_TD)
+            begin += piece_TD.shape[0]
+        assert begin == num, "frames are as many as the frame rule says"
+        return codes_KT
 
     def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
         if not isinstance(self.features, BatchFeatures):

@@ -6,7 +6,7 @@ second level in their order and the four of the third: seven, of which the first
 Axes: B segments, N samples, T frames, L latents of one, D dimensions of a latent, K codebooks of a stream.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from .codec import Chunks, codec_fingerprint, codes_of_chunks, gaps_of_chunks, product, spans_of_chunks
 from .dac_model import decoder_reach, encoder_reach, with_fast_snakes
 from .hub import Weights
+from .latents import with_latents
 from .package_weights import Package, fill, find_package, load_state
 from .snac_model import LATENT_REACH, MultiRateQuantizer, build, decode, encode, noise_tapes
 from .spec import FrameRule, StreamSpec, UserError
@@ -70,6 +71,7 @@ class Snac:
         with_fast_snakes(model).to(device)
         self._encoder, self._decoder = model.encoder, model.decoder
         self._tapes = noise_tapes(model.decoder, device)
+        self.longest = None
         self._num_latents = vq_strides[0]  # of a frame
         counts = accumulate(vq_strides[0] // stride for stride in vq_strides)
         num_levels = sum(count <= spec.num_codebooks for count in counts)
@@ -94,11 +96,18 @@ class Snac:
         latents = self.latents([waveform_N], waveform_N.shape[0])
         return gaps_of_chunks(latents, self._quantizer.gaps, self.spec.num_codebooks)
 
-    @torch.inference_mode()
     def decode(self, codes_KT: Tensor) -> Tensor:
+        return self._sound(codes_KT.shape[1], lambda span: self._quantizer.decode(codes_KT[:, span].to(self._device)))
+
+    def synthesize(self, latents_TX: Tensor) -> Tensor:
+        latents_TLD = latents_TX.unflatten(1, (self._num_latents, -1))
+        return self._sound(len(latents_TX), lambda span: latents_TLD[span].flatten(0, 1).to(self._device))
+
+    @torch.inference_mode()
+    def _sound(self, num_frames: int, latents: Callable[[slice], Tensor]) -> Tensor:
         hop, sound = self.spec.hop_length, [torch.empty(0)]
-        for begin, end, first, last in spans_of_chunks(codes_KT.shape[1], self._chunk_frames, self._decoder_reach):
-            latents_ND = self._quantizer.decode(codes_KT[:, first:last].to(self._device))
+        for begin, end, first, last in spans_of_chunks(num_frames, self._chunk_frames, self._decoder_reach):
+            latents_ND = latents(slice(first, last))
             place = first * self._num_latents
             sound_N = decode(self._decoder, latents_ND.t()[None].contiguous(), self._tapes, place)[0, 0]
             sound.append(sound_N[(begin - first) * hop : (end - first) * hop].cpu())
@@ -163,6 +172,12 @@ def _require_rates(weights: Weights, tokenizer: str) -> None:
         )
 
 
+def _dim(codec: Description) -> int:
+    """Of the latents of a frame, one after the other."""
+    config = codec.weights.config
+    return config["vq_strides"][0] * config["encoder_dim"] * 2 ** len(config["encoder_rates"])
+
+
 def open_snac(description: Description, device: str, *, chunk_frames: int = 0) -> Snac:
     """The tokenizer that is described; `chunk_frames` other than 0 are for tests."""
     weights: Weights = description.weights
@@ -182,7 +197,7 @@ def open_snac(description: Description, device: str, *, chunk_frames: int = 0) -
 _CHUNK_FRAMES = 32  # 2.7 s
 _CHUNK_FRAMES_ON_GPU = 360  # 31 s
 
-ENTRIES = (
+ENTRIES = with_latents(
     TokenizerEntry(
         spec=_SPEC,
         kind="acoustic",
@@ -195,4 +210,5 @@ ENTRIES = (
         describe=_describe,
         open=open_snac,
     ),
+    _dim,
 )

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .codec import Chunks, codec_fingerprint, codes_of_chunks, gaps_of_chunks, num_codebooks_of, product
+from .codec import Chunks, codec_fingerprint, codes_of_chunks, gaps_of_chunks, num_codebooks_of, product, up_to
 from .dac_model import with_fast_snakes
 from .hub import Weights
+from .latents import with_latents
 from .package_weights import Package, fill, find_package, load_state
 from .quantize import ResidualQuantizer
 from .spec import FrameRule, StreamSpec
@@ -82,33 +83,38 @@ class SpeechTokenizer:
         self._reach = -(first // spec.hop_length) + 2, last // spec.hop_length
         self._chunk_frames = chunk_frames
         self._stretch_frames = stretch_frames
+        self.longest = stretch_frames * spec.hop_length
         self._device = device
 
     def encode(self, waveform_N: Tensor) -> Tensor:
         return self.encode_batch([waveform_N], waveform_N.shape[0])[0]
 
-    @torch.inference_mode()
     def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
-        num_frames = [self._num_frames(waveform_N) for waveform_N in waveforms]
-        together = [row for row, num in enumerate(num_frames) if num <= self._stretch_frames]
-        codes: dict[int, Tensor] = {}
-        for rows in (together, *([row] for row in range(len(waveforms)) if row not in together)):
-            chunks = self.latents([waveforms[row] for row in rows], padded_length)
-            frames = [num_frames[row] for row in rows]
-            found = codes_of_chunks(chunks, self._quantizer.encode, frames, self.spec.num_codebooks)
-            codes |= dict(zip(rows, found, strict=True))
-        return [codes[row] for row in range(len(waveforms))]
+        return up_to(self.longest, self._together, waveforms, padded_length)
+
+    @torch.inference_mode()
+    def _together(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
+        chunks = self.latents(waveforms, padded_length)
+        frames = [self._num_frames(waveform_N) for waveform_N in waveforms]
+        return codes_of_chunks(chunks, self._quantizer.encode, frames, self.spec.num_codebooks)
 
     @torch.inference_mode()
     def gaps(self, waveform_N: Tensor) -> Tensor:
         latents = self.latents([waveform_N], waveform_N.shape[0])
         return gaps_of_chunks(latents, self._quantizer.gaps, self.spec.num_codebooks)
 
-    @torch.inference_mode()
     def decode(self, codes_KT: Tensor) -> Tensor:
-        num_frames = codes_KT.shape[1]
-        chunks = codes_KT.to(self._device).split(self._chunk_frames, dim=1) if num_frames else ()
-        pieces = (self._quantizer.decode(chunk_KT).t()[None].contiguous() for chunk_KT in chunks)
+        chunks = codes_KT.split(self._chunk_frames, dim=1) if codes_KT.shape[1] else ()
+        latents = (self._quantizer.decode(chunk_KT.to(self._device)) for chunk_KT in chunks)
+        return self._sound(latents, codes_KT.shape[1])
+
+    def synthesize(self, latents_TD: Tensor) -> Tensor:
+        chunks = latents_TD.split(self._chunk_frames) if len(latents_TD) else ()
+        return self._sound((chunk_TD.to(self._device) for chunk_TD in chunks), len(latents_TD))
+
+    @torch.inference_mode()
+    def _sound(self, latents: Iterator[Tensor], num_frames: int) -> Tensor:
+        pieces = (latents_TD.t()[None].contiguous() for latents_TD in latents)
         hidden = self._remembered(piecewise(self._from_latents, pieces, num_frames))
         sound = piecewise(self._to_samples, hidden, num_frames, hop=self.spec.hop_length)
         return torch.cat([torch.empty(0), *(piece_11N[0, 0].cpu() for piece_11N in sound)])
@@ -206,7 +212,7 @@ _CHUNK_FRAMES = 100  # 2 s
 _CHUNK_FRAMES_ON_GPU = 1_500
 _STRETCH_FRAMES = 1_500  # 30 s
 
-ENTRIES = (
+ENTRIES = with_latents(
     TokenizerEntry(
         spec=_SPEC,
         kind="acoustic",
@@ -219,4 +225,5 @@ ENTRIES = (
         describe=_describe,
         open=open_speech_tokenizer,
     ),
+    lambda codec: codec.weights.config["dimension"],
 )

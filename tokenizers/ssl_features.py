@@ -223,8 +223,8 @@ ENTRIES = tuple(
             _Published("wav2vec2-large", "facebook/wav2vec2-large", 14, 24, "1.7 % of ids, random weights"),
             _Published("wav2vec2-large-lv60", "facebook/wav2vec2-large-lv60", 14, 24, "1.3 % of ids, random weights"),
             # three quarters up, as HuBERT's: its targets, too, are of a model's upper layers
-            _Published("data2vec-base", "facebook/data2vec-audio-base", 9, 12),
-            _Published("data2vec-large", "facebook/data2vec-audio-large", 18, 24),
+            _Published("data2vec-base", "facebook/data2vec-audio-base", 9, 12, "2.5 % of ids, random weights"),
+            _Published("data2vec-large", "facebook/data2vec-audio-large", 18, 24, "not measured"),
         ),
     )
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .continuous import stored
 from .hub import (
+    MODEL_PATTERNS,
     TEXT_PATTERNS,
     Weights,
     files_sha256,
@@ -40,6 +41,38 @@ _WIDTHS = ("d_model", "hidden_size", "dim")  # of config.json: T5 and its kin, B
 _PLACES = 512  # of encoders that do not say: T5's were trained with so many
 
 
+class TextIds:
+    """A text tokenizer without special tokens: a text that holds that of one has the ids of its letters."""
+
+    def __init__(self, words: Any) -> None:
+        self._words = words
+        added = words.added_tokens_decoder.items()
+        self._special = {each: str(token) for each, token in added if token.special}
+        self._special.pop(words.unk_token_id, None)  # what letters that it lacks become
+
+    def ids(self, text: str) -> list[int]:
+        return self.ids_and_ends(text)[0]
+
+    def ids_and_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """The ids, and of each behind which letter of the text it ends."""
+        found = self._words(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
+        ids, ends = [], []
+        for each, (_, end) in zip(found.input_ids, found.offset_mapping, strict=True):
+            parts = self._parts(each)
+            ids += parts
+            ends += [end] * len(parts)
+        return ids, ends
+
+    def _parts(self, each: int) -> list[int]:
+        """The id itself; of a special token, which models such as T5's Unigram have among their words, its letters'."""
+        if each not in self._special:
+            return [each]
+        model = self._words.backend_tokenizer.model
+        return [token.id for letter in self._special[each] for token in model.tokenize(letter)]
+
+
 class TextTokens:
     """A `TextTokenizer`: ids without special tokens, which layouts add; none of a segment without a transcript.
 
@@ -49,26 +82,11 @@ class TextTokens:
     def __init__(self, description: Description) -> None:
         self.spec = description.spec
         self.fingerprint = description.fingerprint
-        self._words: Any = description.weights
-        added = self._words.added_tokens_decoder.items()
-        self._special = {each: str(token) for each, token in added if token.special}
-        self._special.pop(self._words.unk_token_id, None)  # what letters that it lacks become
+        self._words = TextIds(description.weights)
 
     def tokens_of_text(self, text: str | None) -> Tokens:
-        ids = [part for each in self._ids(text) for part in self._parts(each)]
+        ids = [] if text is None else self._words.ids(text)
         return Tokens(codes_KT=torch.tensor([ids], dtype=torch.int64).reshape(1, len(ids)), text=text)
-
-    def _ids(self, text: str | None) -> list[int]:
-        if text is None:
-            return []
-        return self._words(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
-
-    def _parts(self, each: int) -> list[int]:
-        """The id itself; of a special token, which models such as T5's Unigram have among their words, its letters'."""
-        if each not in self._special:
-            return [each]
-        model = self._words.backend_tokenizer.model
-        return [token.id for letter in self._special[each] for token in model.tokenize(letter)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +99,8 @@ class TextEmbedding:
     """A `TextTokenizer`: the mean of a text encoder's last hidden states `[1, D]` over all tokens, special ones too.
 
     Zeros for a segment without a transcript, as MusicGen (Copet et al. 2023) has them for music without a description.
-    What does not fit the encoder's places is cut off.
+    What does not fit the encoder's places is cut off. Special tokens are those that its tokenizer puts around every
+    text, none that a transcript spells.
     """
 
     def __init__(self, description: Description, *, device: str = "cpu") -> None:
@@ -89,7 +108,8 @@ class TextEmbedding:
         self.spec = description.spec
         self.fingerprint = description.fingerprint
         self._device = device
-        self._words = found.words
+        self._words = TextIds(found.words)
+        self._before, self._behind = _around(found.words)
         model, no_places = ENCODERS[found.weights.config["model_type"]]
         places = found.weights.config.get("max_position_embeddings") or _PLACES + no_places
         self._most = min(places - no_places, found.words.model_max_length)
@@ -101,12 +121,19 @@ class TextEmbedding:
         return Tokens(codes_KT=torch.empty(0, 1, dtype=torch.int64), frames_TD=stored(mean_D[None]), text=text)
 
     def _mean(self, text: str) -> Tensor:
-        asked = self._words(text, truncation=True, max_length=self._most, return_tensors="pt", verbose=False)
+        room = self._most - len(self._before) - len(self._behind)
+        ids = [*self._before, *self._words.ids(text)[:room], *self._behind]
+        ids_1T = torch.tensor([ids], device=self._device)
         with torch.inference_mode():
-            hidden_TD = self._model(
-                input_ids=asked.input_ids.to(self._device), attention_mask=asked.attention_mask.to(self._device)
-            ).last_hidden_state[0]
+            hidden_TD = self._model(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T)).last_hidden_state[0]
         return hidden_TD.double().mean(dim=0).float().cpu()
+
+
+def _around(words: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that a text tokenizer puts before and behind every text."""
+    asked = words("a", return_special_tokens_mask=True, verbose=False)
+    own = [place for place, special in enumerate(asked.special_tokens_mask) if not special] or [len(asked.input_ids)]
+    return asked.input_ids[: own[0]], asked.input_ids[own[-1] + 1 :]
 
 
 def _files(config: TokenizerConfig, default: str, *, more: tuple[str, ...] = ()) -> tuple[str, Path, str]:
@@ -123,16 +150,20 @@ def _sha256(folder: Path) -> str:
     return files_sha256(folder / name for name in TEXT_PATTERNS if (folder / name).exists())
 
 
+def text_files(config: TokenizerConfig, default: str) -> tuple[Any, dict[str, str]]:
+    """A text tokenizer of transformers, and its part of a fingerprint. Raises `UserError` if there is none."""
+    source, folder, revision = _files(config, default)
+    return load_text_tokenizer(folder, source), {"words": _sha256(folder), "revision": revision}
+
+
 def _describe_tokens(config: TokenizerConfig) -> Description:
-    source, folder, revision = _files(config, ENTRIES[0].weights or "")
-    words = load_text_tokenizer(folder, source)
-    fingerprint = {"tokenizer": config.tokenizer, "text": "tokens/2", "words": _sha256(folder), "revision": revision}
+    words, fingerprint = text_files(config, ENTRIES[0].weights or "")
+    fingerprint = {"tokenizer": config.tokenizer, "text": "tokens/2", **fingerprint}
     return Description(config, replace(ENTRIES[0].spec, codebook_size=len(words)), fingerprint, weights=words)
 
 
 def _describe_embedding(config: TokenizerConfig) -> Description:
-    model_patterns = ("config.json", "*.safetensors", "*.safetensors.index.json")
-    source, folder, _ = _files(config, ENTRIES[1].weights or "", more=model_patterns)
+    source, folder, _ = _files(config, ENTRIES[1].weights or "", more=MODEL_PATTERNS)
     kind = read_json(folder / "config.json", source).get("model_type")
     if kind not in ENCODERS:
         raise UserError(
@@ -154,7 +185,7 @@ def _describe_embedding(config: TokenizerConfig) -> Description:
         )
     fingerprint = {
         "tokenizer": config.tokenizer,
-        "text": "embedding/1",
+        "text": "embedding/2",
         **fingerprint_of(weights),
         "words": _sha256(folder),
         "precision": config.mode.precision,

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from fractions import Fraction
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -44,6 +45,8 @@ class TokenizerConfig:
     mode: Mode = Mode.EXACT
     output: Output | None = None  # of features
     reduce: str | None = None  # of features that stay features: see `reduction.parse_reduction`
+    language: str | None = None  # of what is transcribed, such as "en"
+    task: str | None = None  # of what transcribes: "transcribe" or "translate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +135,27 @@ class TextTokenizer(Protocol):
 
     def tokens_of_text(self, text: str | None) -> Tokens:
         """All that the stream has of a segment with this transcript; None: nobody knows what is said in it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word of a segment and when it is said, in exact seconds from the segment's first sample."""
+
+    label: str
+    start_s: Fraction
+    end_s: Fraction
+
+
+@runtime_checkable
+class WordTokenizer(Protocol):
+    """A tokenizer of a segment's words at their times."""
+
+    spec: StreamSpec
+    fingerprint: dict[str, str]
+
+    def tokens_of_words(self, words: Sequence[Word] | None) -> Tokens:
+        """All that the stream has of a segment with these words; None: nobody knows when what is said in it."""
         ...
 
 
@@ -250,8 +274,8 @@ class TokenizerEntry:
 
     `describe` raises `UserError` for weights, layers and numbers of codebooks that cannot be had; `open` builds the
     model on a device: `Features` where `needs_codebook`, else a `Tokenizer` or `RowTokenizer`, by what it `takes` a
-    `TextTokenizer` or a `UnitTokenizer`. What takes codes is described in two steps: `describe` looks at the options,
-    `derive` at the source and at the model of units, if it needs one.
+    `TextTokenizer`, a `WordTokenizer` or a `UnitTokenizer`. What takes codes is described in two steps: `describe`
+    looks at the options, `derive` at the source and at the model of units, if it needs one.
     """
 
     spec: StreamSpec  # of the published weights
@@ -268,6 +292,7 @@ class TokenizerEntry:
     output: Output = Output.CODES  # of features: the default
     modes: tuple[Mode, ...] = (Mode.EXACT,)
     fast_change: str = ""  # share of ids that `fast` changes, as measured
+    hears_words: bool = False  # whether it can be told the language and the task
     needs_units: bool = False  # of what takes codes: whether it needs a model that `wavemill units fit` makes
     describe: Callable[[TokenizerConfig], Description]
     derive: Callable[[Description, SourceStream, Any], Description] | None = None

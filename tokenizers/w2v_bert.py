@@ -223,6 +223,7 @@ def _entry(published: _Published) -> TokenizerEntry:
         layer=_LAYER,
         num_layers=24,
         modes=(Mode.EXACT, Mode.FAST),
+        fast_change="not measured",
         describe=partial(_describe, published=published),
         open=lambda description, device: W2vBertFeatures(description, stacked=published.stacked, device=device),
     )

@@ -167,6 +167,7 @@ class _Published:
     name: str
     weights: str
     num_layers: int
+    fast_change: str = "not measured"
 
 
 def _entry(published: _Published) -> TokenizerEntry:
@@ -182,6 +183,7 @@ def _entry(published: _Published) -> TokenizerEntry:
         layer=published.num_layers,
         num_layers=published.num_layers,
         modes=(Mode.EXACT, Mode.FAST),
+        fast_change=published.fast_change,
         describe=partial(_describe, published=published),
         open=lambda description, device: WhisperFeatures(description, device=device),
     )
@@ -191,8 +193,8 @@ ENTRIES = tuple(
     map(
         _entry,
         (
-            _Published("whisper-tiny", "openai/whisper-tiny", 4),
-            _Published("whisper-base", "openai/whisper-base", 6),
+            _Published("whisper-tiny", "openai/whisper-tiny", 4, "0.1 % of ids, random weights"),
+            _Published("whisper-base", "openai/whisper-base", 6, "0.1 % of ids, random weights"),
             _Published("whisper-small", "openai/whisper-small", 12),
             _Published("whisper-medium", "openai/whisper-medium", 24),
             _Published("whisper-large-v3", "openai/whisper-large-v3", 32),

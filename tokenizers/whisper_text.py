@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .hub import (
+    MODEL_PATTERNS,
     TEXT_PATTERNS,
     Weights,
     files_sha256,
@@ -29,7 +30,7 @@ from .hub import (
     quiet,
     read_json,
 )
-from .spec import FrameRule, StreamSpec, UserError
+from .spec import FrameRule, StreamSpec, UserError, did_you_mean
 from .tokenizer import Description, TokenizerConfig, TokenizerEntry, Tokens
 from .whisper_features import require_windows
 
@@ -37,7 +38,6 @@ NUM_TIMES = 1_501
 HOP = 320  # samples from one timestamp to the next
 WINDOW = 30 * 16_000
 _BANDS = 80  # of a feature extractor that does not say
-_MODEL_PATTERNS = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,7 @@ class _Found:
     weights: Weights
     first: int  # of the timestamps
     end: int  # of the words: `<|endoftext|>`
+    asked: dict[str, str]  # language and task, where they were named
 
 
 class WhisperText:
@@ -111,6 +112,7 @@ class WhisperText:
         self.fingerprint = description.fingerprint
         self._device = device
         self._first, self._end = found.first, found.end
+        self._asked = found.asked
         self._model: Any = load_model("WhisperForConditionalGeneration", found.weights, may_lack=("proj_out.weight",))
         self._model.to(device)
         self._extractor = load_extractor(found.weights)
@@ -136,6 +138,7 @@ class WhisperText:
                 force_unique_generate_call=True,  # no second look at the window's rest: that is the next window
                 do_sample=False,
                 num_beams=1,
+                **self._asked,
             ).tolist()
         return [each for each in ids if each < self._end or self._first <= each < self._first + NUM_TIMES]
 
@@ -144,7 +147,7 @@ def _describe(config: TokenizerConfig) -> Description:
     entry = ENTRIES[0]
     source = config.weights or entry.weights or ""
     place = {"revision": config.revision, "local_files_only": config.local_files_only}
-    find_folder(source, patterns=(*_MODEL_PATTERNS, *TEXT_PATTERNS, "generation_config.json"), **place)
+    find_folder(source, patterns=(*MODEL_PATTERNS, *TEXT_PATTERNS, "generation_config.json"), **place)
     weights = find_weights(source, tokenizer=config.tokenizer, architecture="whisper", **place)
     extractor = {"feature_size": _BANDS, **read_json(weights.folder / "preprocessor_config.json", source)}
     require_windows(replace(weights, preprocessor=extractor), config.tokenizer)
@@ -157,6 +160,7 @@ def _describe(config: TokenizerConfig) -> Description:
             f"{source} cannot tell times: expected a generation_config.json with no_timestamps_token_id and "
             f"eos_token_id, and {NUM_TIMES:,} timestamps in its vocabulary. Name a checkpoint of Whisper that has them."
         )
+    asked = _asked(config, generation, source)
     read_json(weights.folder / "tokenizer.json", source)
     files = [weights.folder / name for name in ("generation_config.json", *TEXT_PATTERNS)]
     fingerprint = {
@@ -165,9 +169,26 @@ def _describe(config: TokenizerConfig) -> Description:
         **fingerprint_of(weights),
         "words": files_sha256(file for file in files if file.exists()),
         "precision": config.mode.precision,
+        **asked,
     }
     spec = StreamSpec.from_json({**entry.spec.to_json(), "codebook_size": first + NUM_TIMES})
-    return Description(config, spec, fingerprint, weights=_Found(weights, first, end))
+    return Description(config, spec, fingerprint, weights=_Found(weights, first, end, asked))
+
+
+def _asked(config: TokenizerConfig, generation: dict[str, Any], source: str) -> dict[str, str]:
+    """The language and the task that were named. Raises `UserError` for those that the checkpoint does not know."""
+    known = {
+        "language": sorted(name.strip("<|>") for name in generation.get("lang_to_id") or {}),
+        "task": sorted(generation.get("task_to_id") or {}),
+    }
+    asked = {key: value for key in known if (value := getattr(config, key)) is not None}
+    for key, value in asked.items():
+        if not generation.get("is_multilingual") or not known[key]:
+            raise UserError(f"{source} knows English alone (its generation_config.json says so): leave out {key}.")
+        if value not in known[key]:
+            there, near = ", ".join(known[key]), did_you_mean(value, known[key])
+            raise UserError(f"{source} knows no {key} {value!r}; there are: {there}.{near}")
+    return asked
 
 
 ENTRIES = (
@@ -186,6 +207,7 @@ ENTRIES = (
         kind="text",
         about="transcripts with timestamps by any checkpoint of Whisper, greedy",
         needs_codebook=False,
+        hears_words=True,
         last_frame="windows are filled up to 30 s with zeros, as published",
         long_audio="windows of 30 s, each from where the last whole sentence of the one before ended",
         weights="openai/whisper-large-v3",

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from .latents import with_latents
 from .quantize import ResidualQuantizer
 from .spec import FrameRule, StreamSpec
 from .tokenizer import Description, TokenizerConfig, TokenizerEntry
-from .xcodec_model import LAST_FRAME, LONG_AUDIO, JointCodec, Published, describe_joint, open_joint
+from .xcodec_model import LAST_FRAME, LONG_AUDIO, JointCodec, Published, describe_joint, joint_dim, open_joint
 
 PUBLISHED = Published(
     spec=StreamSpec(
@@ -44,7 +45,7 @@ def open_xcodec(description: Description, device: str, *, chunk_frames: int = 0)
     return open_joint(description, PUBLISHED, quantizer, device, chunk_frames=chunk_frames)
 
 
-ENTRIES = (
+ENTRIES = with_latents(
     TokenizerEntry(
         spec=PUBLISHED.spec,
         kind="acoustic",
@@ -57,4 +58,5 @@ ENTRIES = (
         describe=describe_xcodec,
         open=open_xcodec,
     ),
+    joint_dim,
 )

@@ -6,7 +6,7 @@ dimensions of 4 levels (FSQ). NeuCodec is X-Codec-2 trained on other data, decod
 Axes: B segments, N samples, T frames, D dimensions of a latent, K codebooks, of which there is one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,9 +15,19 @@ import torch
 from torch import Tensor
 
 from . import xcodec2_model as layers
-from .codec import Chunks, codec_fingerprint, codes_of_chunks, find_codec, gaps_of_chunks, num_codebooks_of, padded_span
+from .codec import (
+    Chunks,
+    codec_fingerprint,
+    codes_of_chunks,
+    find_codec,
+    gaps_of_chunks,
+    num_codebooks_of,
+    padded_span,
+    up_to,
+)
 from .fsq import FiniteScalarQuantizer
 from .hub import Weights, load_model
+from .latents import with_latents
 from .spec import FrameRule, StreamSpec, UserError, num_frames
 from .ssl_windows import LONGEST, Window, plan_windows
 from .tokenizer import Description, Mode, TokenizerConfig, TokenizerEntry
@@ -44,6 +54,7 @@ class Xcodec2:
     ) -> None:
         self.spec = spec
         self.fingerprint = fingerprint
+        self.longest = LONGEST
         self._dtype = torch.bfloat16 if mode is Mode.FAST else torch.float32
         self._semantic = model.semantic_encoder.to(device=device, dtype=self._dtype)
         self._adapter = model.semantic_adapter.to(device=device, dtype=self._dtype)
@@ -61,11 +72,8 @@ class Xcodec2:
         return self._codes([waveform_N], waveform_N.shape[0])[0]
 
     def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
-        """As `encode` gives them; those longer than 30 s are encoded by themselves, and leave an empty row."""
-        fit = [waveform_N.shape[0] <= LONGEST for waveform_N in waveforms]
-        rows = [waveform_N if fits else waveform_N[:0] for waveform_N, fits in zip(waveforms, fit, strict=True)]
-        codes = self._codes(rows, min(padded_length, LONGEST)) if any(fit) else rows
-        return [codes[i] if fits else self.encode(waveforms[i]) for i, fits in enumerate(fit)]
+        """As `encode` gives them; those longer than 30 s are encoded by themselves."""
+        return up_to(self.longest, self._codes, waveforms, padded_length)
 
     @torch.inference_mode()
     def _codes(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
@@ -78,15 +86,19 @@ class Xcodec2:
         latents = self.latents([waveform_N], waveform_N.shape[0])
         return gaps_of_chunks(latents, self._quantizer.gaps, self.spec.num_codebooks)
 
-    @torch.inference_mode()
     def decode(self, codes_KT: Tensor) -> Tensor:
-        num = codes_KT.shape[1]
-        return self._decoder.sound(self._hidden(codes_KT), num) if num else torch.empty(0)
+        return self._sound(codes_KT.shape[1], lambda span: self._quantizer.decode(codes_KT[:, span].to(self._device)))
 
-    def _hidden(self, codes_KT: Tensor) -> Iterator[Tensor]:
-        for window in plan_windows(codes_KT.shape[1], self._longest):
-            codes_KM = codes_KT[:, window.first : window.first + self._longest]
-            hidden_MD = self._decoder.hidden(self._quantizer.decode(codes_KM.to(self._device)))
+    def synthesize(self, latents_TD: Tensor) -> Tensor:
+        return self._sound(len(latents_TD), lambda span: latents_TD[span].to(self._device))
+
+    @torch.inference_mode()
+    def _sound(self, num_frames: int, latents: Callable[[slice], Tensor]) -> Tensor:
+        return self._decoder.sound(self._hidden(num_frames, latents), num_frames) if num_frames else torch.empty(0)
+
+    def _hidden(self, num_frames: int, latents: Callable[[slice], Tensor]) -> Iterator[Tensor]:
+        for window in plan_windows(num_frames, self._longest):
+            hidden_MD = self._decoder.hidden(latents(slice(window.first, window.first + self._longest)))
             yield hidden_MD[window.keep_begin - window.first : window.keep_end - window.first]
 
     def latents(self, waveforms: Sequence[Tensor], padded_length: int) -> Chunks:
@@ -253,18 +265,22 @@ def _entry(
     )
 
 
-ENTRIES = (
-    _entry(
-        "xcodec2",
-        "X-Codec-2 (Ye et al. 2025): w2v-BERT 2.0 and convolutions, one finite scalar quantizer of 8 dimensions",
-        last_frame="zeros after the end, a whole hop of them where there is none to fill",
-        licence="CC-BY-NC-4.0",
-        fast_change="68 % of ids, random weights",
-    ),
-    _entry(
-        "neucodec",
-        "NeuCodec (Julian et al. 2025): X-Codec-2 on open data, 16 kHz in, 24 kHz out",
-        last_frame="whole hops only; what is left is seen, and has no frame",
-        licence="Apache-2.0",
-    ),
+def _dim(codec: Description) -> int:
+    config = codec.weights.config
+    return config["hidden_size"] + config["semantic_model_config"]["hidden_size"]
+
+
+_XCODEC2 = _entry(
+    "xcodec2",
+    "X-Codec-2 (Ye et al. 2025): w2v-BERT 2.0 and convolutions, one finite scalar quantizer of 8 dimensions",
+    last_frame="zeros after the end, a whole hop of them where there is none to fill",
+    licence="CC-BY-NC-4.0",
+    fast_change="68 % of ids, random weights",
 )
+_NEUCODEC = _entry(
+    "neucodec",
+    "NeuCodec (Julian et al. 2025): X-Codec-2 on open data, 16 kHz in, 24 kHz out",
+    last_frame="whole hops only; what is left is seen, and has no frame",
+    licence="Apache-2.0",
+)
+ENTRIES = (*with_latents(_XCODEC2, _dim), *with_latents(_NEUCODEC, _dim))

@@ -34,6 +34,8 @@ from .codec import (
     num_quantizers,
     padded_span,
     product,
+    spans_of_chunks,
+    up_to,
 )
 from .dac_model import Beyond, decode, decoder_reach, encode, encoder_reach, with_fast_snakes
 from .hub import Weights, load_model, remove_weight_norm
@@ -87,6 +89,7 @@ class JointCodec:
         self._decoder = with_fast_snakes(model.acoustic_decoder).to(device)
         self._decoder_reach = decoder_reach(acoustic.upsampling_ratios[::-1])
         self._semantic = Semantic(model, spec, device=device)
+        self.longest = self._semantic.longest * spec.hop_length
         self._join = model.fc.to(device)
         self._part = model.fc2.to(device)
         self._quantizer = quantizer
@@ -98,11 +101,7 @@ class JointCodec:
 
     def encode_batch(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
         """As `encode` gives them; those longer than 30 s are encoded by themselves."""
-        longest = self._semantic.longest * self.spec.hop_length
-        fit = [waveform_N.shape[0] <= longest for waveform_N in waveforms]
-        whole = [waveform_N for waveform_N, fits in zip(waveforms, fit, strict=True) if fits]
-        done = iter(self._encode(whole, min(padded_length, longest)) if whole else [])
-        return [next(done) if fits else self.encode(each) for each, fits in zip(waveforms, fit, strict=True)]
+        return up_to(self.longest, self._encode, waveforms, padded_length)
 
     @torch.inference_mode()
     def _encode(self, waveforms: Sequence[Tensor], padded_length: int) -> list[Tensor]:
@@ -114,16 +113,19 @@ class JointCodec:
         latents = self.latents([waveform_N], waveform_N.shape[0])
         return gaps_of_chunks(latents, self._quantizer.gaps, self.spec.num_codebooks)
 
-    @torch.inference_mode()
     def decode(self, codes_KT: Tensor) -> Tensor:
-        hop, num_frames = self.spec.hop_length, codes_KT.shape[1]
-        before, after = self._decoder_reach
+        return self._sound(codes_KT.shape[1], lambda span: self._quantizer.decode(codes_KT[:, span].to(self._device)))
+
+    def synthesize(self, latents_TD: Tensor) -> Tensor:
+        return self._sound(len(latents_TD), lambda span: latents_TD[span].to(self._device))
+
+    @torch.inference_mode()
+    def _sound(self, num_frames: int, latents: Callable[[slice], Tensor]) -> Tensor:
+        hop = self.spec.hop_length
         sound = [torch.empty(0)]
-        for begin in range(0, num_frames, self._chunk_frames):
-            end = min(begin + self._chunk_frames, num_frames)
-            first, last = max(0, begin - before), min(num_frames, end + after)
-            latents_TD = self._part(self._quantizer.decode(codes_KT[:, first:last].to(self._device)))
-            sound_N = decode(self._decoder, latents_TD.t()[None].contiguous())[0, 0]
+        for begin, end, first, last in spans_of_chunks(num_frames, self._chunk_frames, self._decoder_reach):
+            acoustic_TD = self._part(latents(slice(first, last)))
+            sound_N = decode(self._decoder, acoustic_TD.t()[None].contiguous())[0, 0]
             sound.append(sound_N[(begin - first) * hop : (end - first) * hop].cpu())
         return torch.cat(sound)
 
@@ -259,6 +261,12 @@ def describe_joint(config: TokenizerConfig, published: Published) -> Description
     return Description(
         config, replace(spec, num_codebooks=num_codebooks, codebook_size=size), fingerprint, weights=weights
     )
+
+
+def joint_dim(codec: Description) -> int:
+    """How many dimensions what is joined has, before the quantizer."""
+    config = codec.weights.config
+    return config["acoustic_model_config"]["hidden_size"] + config["semantic_model_config"]["hidden_size"]
 
 
 def _differing(weights: Weights, published: Published) -> list[str]:

@@ -5,7 +5,7 @@
 - against transformers' own extractor and model, one segment at a time, float32: codes that differ;
 - batched: segments padded to one length of the ladder, against each alone; beside it transformers' own padded batch;
 - long: one recording of --long seconds, which wavemill chunks, against transformers over the whole of it;
-- fast: codes that differ from exact's.
+- fast: codes that differ from exact's; with --fast nothing else.
 
 Centroids of semantic tokenizers are k-means (K = 500) on their own features. `first flips` counts frames whose first
 differing stage has a float64 top-2 gap of 1e-5 or more: a true mismatch. Prints a table and, last, one JSON object.
@@ -30,9 +30,12 @@ from wavemill.tokenizers.registry import REGISTRY
 from wavemill.tokenizers.tokenizer import BatchTokenizer, Mode, Tokenizer
 
 MAX_SEGMENT_S, BATCH = 12.0, 8
+BATCHED_BY_TRANSFORMERS = ("hubert", "wavlm", "wav2vec2", "encodec", "mimi", "dac")
 
 
-def measure(name: str, folder: Path, corpus: Path | None, *, total_s: float, long_s: float) -> dict[str, object]:
+def measure(
+    name: str, folder: Path, corpus: Path | None, *, total_s: float, long_s: float, fast_alone: bool
+) -> dict[str, object]:
     spec = REGISTRY[name].spec
     rate = spec.sample_rate
     make_weights(name, folder, small=False)
@@ -43,18 +46,27 @@ def measure(name: str, folder: Path, corpus: Path | None, *, total_s: float, lon
     with torch.inference_mode():
         alone = [tokenizer.encode(segment_N) for segment_N in segments]
         figures: dict[str, object] = {"segments": len(segments), "codes": sum(codes_KT.numel() for codes_KT in alone)}
-        published = [quantized(tokenizer, oracle(name, folder, segment_N)) for segment_N in segments]
-        figures["published"] = told(tokenizer, segments, alone, published)
-        if isinstance(tokenizer, BatchTokenizer):
-            batched = in_batches(tokenizer, segments, rate)
-            figures["batched"] = told(tokenizer, segments, alone, batched)
-        figures["padded_by_transformers"] = padded_share(name, folder, tokenizer, segments, alone)
-        whole_KT = quantized(tokenizer, oracle(name, folder, long_N))
-        figures["long"] = told(tokenizer, [long_N], [tokenizer.encode(long_N)], [whole_KT])
+        if not fast_alone:
+            figures |= exact_figures(name, folder, tokenizer, segments, alone, long_N)
         if Mode.FAST in REGISTRY[name].modes:
             fast = open_published(name, folder, small=False, mode=Mode.FAST, speech_N=fitted_on)
             changed = [fast.encode(segment_N) for segment_N in segments]
             figures["fast"] = told(tokenizer, segments, alone, changed)
+    return figures
+
+
+def exact_figures(
+    name: str, folder: Path, tokenizer: Tokenizer, segments: list[Tensor], alone: list[Tensor], long_N: Tensor
+) -> dict[str, object]:
+    figures: dict[str, object] = {}
+    published = [quantized(tokenizer, oracle(name, folder, segment_N)) for segment_N in segments]
+    figures["published"] = told(tokenizer, segments, alone, published)
+    if isinstance(tokenizer, BatchTokenizer):
+        batched = in_batches(tokenizer, segments, tokenizer.spec.sample_rate)
+        figures["batched"] = told(tokenizer, segments, alone, batched)
+    figures["padded_by_transformers"] = padded_share(name, folder, tokenizer, segments, alone)
+    whole_KT = quantized(tokenizer, oracle(name, folder, long_N))
+    figures["long"] = told(tokenizer, [long_N], [tokenizer.encode(long_N)], [whole_KT])
     return figures
 
 
@@ -78,9 +90,9 @@ def in_batches(tokenizer: BatchTokenizer, segments: list[Tensor], rate: int) -> 
 def padded_share(
     name: str, folder: Path, tokenizer: Tokenizer, segments: list[Tensor], alone: list[Tensor]
 ) -> float | None:
-    """Share of codes that transformers' own padded batch changes. None for what it cannot batch."""
+    """Share of codes that transformers' own padded batch changes. None for what `published_batch` does not know."""
     centroids_CD = tokenizer.quantizer.centroids_QCD[0] if REGISTRY[name].needs_codebook else None
-    if name == "wav2vec2-codes":
+    if name == "wav2vec2-codes" or name.partition("-")[0] not in BATCHED_BY_TRANSFORMERS:
         return None
     encode = published_batch(name, folder, num_centroids=0, centroids_CD=centroids_CD)
     different = total = 0
@@ -110,13 +122,19 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--seconds", type=float, default=100.0, help="of segments; codebooks take 1.5 times that")
     parser.add_argument("--long", type=float, default=75.0, help="seconds of the one long recording")
+    parser.add_argument("--fast", action="store_true", help="measure what `fast` changes alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = {}
     for name in arguments.names:
         with tempfile.TemporaryDirectory() as folder:
             results[name] = measure(
-                name, Path(folder), arguments.corpus, total_s=arguments.seconds, long_s=arguments.long
+                name,
+                Path(folder),
+                arguments.corpus,
+                total_s=arguments.seconds,
+                long_s=arguments.long,
+                fast_alone=arguments.fast,
             )
         print(name, json.dumps(results[name], indent=1), flush=True)
     print(json.dumps({"name": "exactness", "threads": 1, "long_s": arguments.long, "all": results}))

@@ -34,7 +34,7 @@ EACH_KIND = {
     *("speechtokenizer", "snac-24khz", "lyra"),
     *("pocket-tts-latents", "vibevoice-latents"),
 }
-COMPILED = {"lyra"}  # networks in files that are what they are: of one size, without a configuration
+COMPILED = {"lyra", "lyra-latents"}  # networks in files that are what they are: of one size, without a configuration
 CASES = [
     *((name, True) for name in BASELINES),
     *(pytest.param((name, True), marks=() if name in EACH_KIND else pytest.mark.slow) for name in CODED),

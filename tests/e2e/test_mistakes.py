@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from random_weights import make_weights
 from wavemill.pipelines.error_classes import ERROR_CLASSES
+from wavemill.pipelines.layouts.registry import LAYOUTS
 from wavemill.pipelines.sources import SOURCE_KINDS
 from wavemill.storage.root import Root
 from wavemill.tokenizers.codebook import Codebook
@@ -39,6 +40,7 @@ _WHAT_FITS = {
     "{kinds}": ", ".join(SOURCE_KINDS),
     "{classes}": ", ".join(ERROR_CLASSES),
     "{tokenizers}": ", ".join(sorted(REGISTRY)),
+    "{layouts}": ", ".join(LAYOUTS),
 }
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -10,6 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,7 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
+import weights_text
 from hostile_runs import run
 from hostile_teller import Teller
 from hostile_tools import World, pickled, sound
@@ -27,7 +30,7 @@ from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA
 from wavemill.tokenizers.codebook import Codebook
 from wavemill.tokenizers.hub import find_weights, load_model
-from wavemill.tokenizers.registry import describe, load_features
+from wavemill.tokenizers.registry import describe, load_features, load_tokenizer
 from wavemill.tokenizers.separate import Separator
 from wavemill.tokenizers.spec import RunFailed, UserError
 from wavemill.tokenizers.tokenizer import TokenizerConfig
@@ -123,6 +126,46 @@ def test_a_model_that_brings_code_is_loaded_without_it(world: World, tell: Telle
     (weights / "config.json").write_text(json.dumps({**config, "auto_map": code, "custom_pipelines": {"x": code}}))
     load(weights)
     tell.case("a model with code of its own (auto_map, modeling_evil.py)", "loaded by transformers' own class")
+
+
+AFAR = {"AutoTokenizer": [None, "evil/evil--evil.Evil"]}
+CODE = {"AutoTokenizer": [None, "evil.Evil"], "AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}
+
+
+@pytest.mark.parametrize(
+    ("form", "file", "fields"),
+    [
+        ("a class of its own", "tokenizer_config.json", {"tokenizer_class": "Evil", "auto_map": CODE}),
+        ("code beside a class of transformers", "tokenizer_config.json", {"auto_map": CODE}),
+        ("code that config.json names", "config.json", {"model_type": "evil", "auto_map": CODE}),
+        ("code of another repository", "tokenizer_config.json", {"tokenizer_class": "Evil", "auto_map": AFAR}),
+    ],
+)
+@pytest.mark.parametrize("name", ["text-tokens", "text-embedding"])
+def test_a_text_tokenizer_that_brings_code_is_loaded_without_it_or_refused(
+    world: World, tell: Teller, tmp_path: Path, name: str, form: str, file: str, fields: dict[str, Any]
+) -> None:
+    folder = weights_text.make_text_encoder(tmp_path / "w")
+    config = TokenizerConfig(tokenizer=name, weights=str(folder))
+    expected = load_tokenizer(config).tokens_of_text("the dog")
+    (folder / "evil.py").write_text(f"open({str(world.touched)!r}, 'w')\n")
+    if file == "config.json":  # which is asked where tokenizer_config.json names no class
+        own = json.loads((folder / "tokenizer_config.json").read_text())
+        del own["tokenizer_class"]
+        (folder / "tokenizer_config.json").write_text(json.dumps(own))
+    (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **fields}))
+    offered = f"a text tokenizer with {form} (auto_map), for {name}"
+    try:
+        found = load_tokenizer(config).tokens_of_text("the dog")
+    except UserError as error:
+        refusal = str(error).replace(str(tmp_path), "")
+        assert re.search("code of its own|a model of type 'evil'", refusal)
+        tell.case(offered, refusal)
+        return
+    assert found.num_frames
+    assert torch.equal(found.codes_KT, expected.codes_KT)
+    assert name == "text-tokens" or torch.equal(found.frames_TD, expected.frames_TD)
+    tell.case(offered, "loaded by transformers' own class: the words of tokenizer.json")
 
 
 def test_a_configuration_of_any_shape_is_a_sentence(world: World, tell: Teller, weights: Path) -> None:

@@ -36,6 +36,16 @@ export:
 """
 
 
+MADE_OF_UNITS = """
+streams:
+  semantic: {tokenizer: mfcc-kmeans}
+  runs: {tokenizer: deduplicate, of: semantic}
+  joined: {tokenizer: bpe, codebook: pairs, of: runs}
+units:
+  - {stream: runs, name: pairs, size: 40}
+"""
+
+
 @pytest.fixture
 def wavemill_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Wavemill]:
     """Runs the command line in this process."""
@@ -107,12 +117,13 @@ def test_the_commented_recipe_shows_every_key_with_a_comment():
 
 def test_what_is_off_in_the_commented_recipe_is_on_once_its_comments_are_taken_away(tmp_path: Path):
     text = re.sub(r"^( *)#  ", r"\1  ", recipe_text("recipe.yaml"), flags=re.MULTILINE)
-    text = text.replace("vad: null", "vad:").replace("export: []", "export:")
+    text = text.replace("vad: null", "vad:").replace("units: []", "units:").replace("export: []", "export:")
     head, _, body = text.partition("\nroot:")
     (tmp_path / "recipe.yaml").write_text(f"root:{body}")
     loaded = load_recipe(str(tmp_path / "recipe.yaml"))
     assert head
     assert loaded.corpus.vad == sections.Vad()
+    assert loaded.units == [sections.Units(stream="semantic")]
     assert loaded.export == [sections.Export()]
 
 
@@ -178,6 +189,11 @@ def test_a_recipe_becomes_the_policy_that_its_words_say(tmp_path: Path):
         ("corpus: {sources: [a]}\ncodebooks:\n  - {tokenizer: a, budget: lots}\n", "'lots' is no number of bytes"),
         ("corpus: {sources: [a]}\ncodebooks:\n  - tokenizer: b\n  - tokenizer: b\n", "line 4: codebooks[1]: two"),
         ("corpus: {sources: [a]}\nexport:\n  - streams: [s, semantic]\n", "line 3: export[0].streams[0]: this recipe"),
+        ("corpus: {sources: [a]}\nunits:\n  - {stream: runs}\n", "line 3: units[0].stream: this recipe has no stream"),
+        (
+            "corpus: {sources: [a]}\nunits: [{stream: semantic}, {stream: acoustic}]\n",
+            "units[1].name: two models are called 'bpe'; name them apart.",
+        ),
         ("corpus: {sources: [a]}\nexport: [{}, {}]\n", "export[1].view: two exports have the view 'plain'"),
         ("corpus:\n  sources: [a]\n\twindow: 3s\n", "line 3: a tab stands where spaces are expected"),
         ("corpus:\n\tsources: [a]\n", "line 2: a tab stands where spaces are expected"),
@@ -412,6 +428,40 @@ def test_a_codebook_that_is_there_is_kept_but_not_passed_off_as_another(wavemill
     (project / "recipe.yaml").write_text(SMALL.replace(", size: 16, num_codebooks: 2", ""))
     assert wavemill_here("run", project / "recipe.yaml").returncode == 0
     assert _tree(project / "tokens") == before
+
+
+def test_units_are_fitted_between_the_streams_that_they_are_made_of_and_those_that_need_them(
+    wavemill_here: Wavemill, project: Path
+):
+    recipe = project / "recipe.yaml"
+    recipe.write_text(SMALL + MADE_OF_UNITS)
+    steps = wavemill_here("recipe", "check", recipe).stdout
+    assert "units pairs: fitted on runs, 40 tokens" in steps
+    done = wavemill_here("run", recipe, "--json")
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith("[")]
+    steps = [line.partition(":")[0] for line in told[2:]]
+    assert steps == ["[3/6] tokenize", "[4/6] units", "[5/6] tokenize", "[6/6] export"]
+    assert told[4] == "[5/6] tokenize: joined=bpe"
+    [story] = json.loads(done.stdout)["units"]
+    assert (story["model"], story["size_asked_for"]) == ("pairs", 40)
+    assert json.loads(wavemill_here("verify", project / "tokens", "--json").stdout)["num_problems"] == 0
+    before = _tree(project)
+    again = wavemill_here("run", recipe, "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["units"] == []
+    assert _tree(project) == before
+    refused = wavemill_here("run", recipe, "--set", "units.0.size=50")
+    assert refused.returncode == 2
+    assert "'pairs' in" in refused.stderr
+    assert "was fitted with size_asked_for 40, the recipe says 50" in refused.stderr
+
+
+def test_units_that_are_fitted_on_what_needs_them_are_refused(wavemill_here: Wavemill, project: Path):
+    (project / "recipe.yaml").write_text(SMALL + MADE_OF_UNITS.replace("stream: runs", "stream: joined"))
+    refused = wavemill_here("run", project / "recipe.yaml")
+    assert "Error: units: the model 'pairs' is fitted on stream 'joined', which needs it." in refused.stderr
+    assert not (project / "tokens").exists()
 
 
 def test_check_says_what_a_run_would_do_and_writes_nothing(wavemill_here: Wavemill, project: Path):

@@ -64,6 +64,16 @@ def test_a_stream_on_the_command_line_carries_all_that_is_asked_of_its_tokenizer
     ]
 
 
+def test_a_language_and_a_task_are_keys_of_a_stream_and_of_a_recipe(tmp_path: Path):
+    asked = TokenizerConfig(tokenizer="whisper-text", language="de", task="translate")
+    [stream] = parse_streams(["heard=whisper-text,language=de,task=translate"])
+    (tmp_path / "recipe.yaml").write_text(
+        "corpus: {sources: [a]}\nstreams: {heard: {tokenizer: whisper-text, language: de, task: translate}}\n"
+    )
+    [in_recipe] = streams_of(load_recipe(str(tmp_path / "recipe.yaml")))
+    assert stream.tokenizer == in_recipe.tokenizer == asked
+
+
 def test_weights_in_a_recipe_count_from_its_folder_if_they_are_there_and_are_a_hub_id_if_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -126,6 +126,25 @@ def test_what_was_written_is_what_each_segment_gives_alone(made: Path):
     assert verdict.codes_different == 0
 
 
+def test_a_ctc_model_that_has_moved_is_named_by_its_stream(
+    made: Path, weights: tuple[Path, Path], copy_root: Copy, tmp_path: Path, in_process: Callable[..., Any]
+):
+    root, moved = copy_root(made), tmp_path / "moved"
+    shutil.copytree(weights[1], moved)
+    place = Root(root)
+    streams = streams_of(weights[0], moved)
+    shutil.rmtree(root / "streams")
+    tokenize(place, [streams[0], streams[3]], InlineEngine, TokenizeOptions(max_error_share=0.5))
+    shutil.rmtree(moved)
+    lost = in_process("verify", root, "--sample", "1")
+    assert lost.returncode == 1
+    assert f"There is no folder {moved}" in lost.stderr
+    found = in_process("verify", root, "--sample", "1", "--weights", f"merged.ctc={weights[1]}")
+    assert found.returncode == 0, found.stderr
+    wrong = in_process("verify", root, "--sample", "1", "--weights", f"semantic.ctc={weights[1]}")
+    assert "Stream 'semantic' was made with no CTC model: leave out semantic.ctc=" in wrong.stderr
+
+
 def test_the_same_recordings_give_the_same_files_to_the_last_bit(
     made: Path, weights: tuple[Path, Path], copy_root: Copy
 ):

@@ -1,12 +1,15 @@
 """EnCodec 48 kHz: its chunks against the published model's, stereo from the file to the sound, and its weights."""
 
+import io
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
@@ -20,6 +23,7 @@ from wavemill.jobs.engine import InlineEngine
 from wavemill.jobs.tokenize import TokenizeOptions, tokenize
 from wavemill.pipelines.check import CheckOptions, check_tokenizer
 from wavemill.pipelines.export import export_webdataset
+from wavemill.pipelines.layouts.flat import semantic
 from wavemill.pipelines.listen import decode_segments
 from wavemill.pipelines.policy import CorpusPolicy
 from wavemill.pipelines.stored import stored_tokens
@@ -27,7 +31,7 @@ from wavemill.pipelines.streams import StreamConfig
 from wavemill.pipelines.verify import verify
 from wavemill.storage.codes import open_corpus, open_stream, read_codes, stream_spec
 from wavemill.storage.dataset import Pack, TokenDataset
-from wavemill.storage.layouts import Segment, semantic
+from wavemill.storage.layouts import Segment
 from wavemill.storage.parquet import read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA, stream_schema
@@ -35,11 +39,13 @@ from wavemill.storage.table import create_table, write_shard
 from wavemill.storage.writer import TableWriter
 from wavemill.tokenizers.compare import Comparison, compare_codes
 from wavemill.tokenizers.encodec_48khz import ENTRIES, Encodec48, open_encodec_48khz
+from wavemill.tokenizers.registry import describe as describe_any
+from wavemill.tokenizers.registry import describe_features, load_tokenizer
 from wavemill.tokenizers.spec import UserError, decoded_samples
 from wavemill.tokenizers.tokenizer import Description, TokenizerConfig
 from weights_encodec48 import NAME, RATE, oracle_chunks, oracle_sound, stereo
 
-(ENTRY,) = ENTRIES
+ENTRY, LATENTS = ENTRIES
 # around a chunk of 48,000 samples and the 47,520 after which the next begins
 LENGTHS = [1, 321, 47_520, 47_521, 47_681, 48_001, 100_007]
 
@@ -65,6 +71,10 @@ def config(folder: Path, **fields: Any) -> TokenizerConfig:
 
 def describe(folder: Path, **fields: Any) -> Description:
     return ENTRY.describe(config(folder, **fields))
+
+
+def latents_config(folder: Path) -> TokenizerConfig:
+    return TokenizerConfig(tokenizer=f"{NAME}-latents", weights=str(folder))
 
 
 def opened(folder: Path, *, chunks_at_once: int = 0, **fields: Any) -> Encodec48:
@@ -161,6 +171,53 @@ def test_both_channels_are_heard_and_one_alone_is_on_both(tokenizer: Encodec48):
         assert (other_KT != codes_KT).float().mean() > 0.1
 
 
+# Latents: the same chunks, as numbers
+
+
+def test_latents_and_loudness_of_every_chunk_are_those_that_the_codec_quantizes(folder: Path, tokenizer: Encodec48):
+    latents = load_tokenizer(latents_config(folder))
+    waveforms = [torch.empty(2, 0), *excerpts(*LENGTHS)]
+    for waveform_CN, together in zip(waveforms, latents.tokens_batch(waveforms, 200_000), strict=True):
+        tokens = tokenizer.tokens(waveform_CN)
+        assert together.frames_TD.shape == (tokens.num_frames, latents.spec.dim) == (together.num_frames, 16)
+        assert torch.equal(together.scales_C, tokens.scales_C)
+        assert torch.equal(latents.tokens(waveform_CN).frames_TD, together.frames_TD)
+        if waveform_CN.shape[1]:
+            expected_TD = weights_encodec48.oracle_latents(folder, waveform_CN)
+            torch.testing.assert_close(together.frames_TD.float(), expected_TD, rtol=2e-3, atol=2e-3)
+
+
+def test_latents_sound_as_their_codes_do_and_as_loud(tokenizer: Encodec48, folder: Path):
+    latents, (waveform_CN,) = load_tokenizer(latents_config(folder)), excerpts(100_007)
+    tokens, kept = tokenizer.tokens(waveform_CN), latents.tokens(waveform_CN)
+    quantized_TD = tokenizer._quantizer.decode(tokens.codes_KT).half()
+    sound_CN = latents.decode_tokens(replace(kept, frames_TD=quantized_TD))
+    expected_CN = tokenizer.decode_tokens(tokens)
+    assert (sound_CN - expected_CN).norm() < 0.01 * expected_CN.norm()
+    louder_CN = latents.decode_tokens(replace(kept, scales_C=2 * kept.scales_C))
+    torch.testing.assert_close(louder_CN, 2 * latents.decode_tokens(kept))
+
+
+def test_latents_take_no_codebooks_and_nothing_that_other_features_do(folder: Path, root: Root):
+    def refused(ask: Callable[[], Any]) -> str:
+        with pytest.raises(UserError) as refusal:
+            ask()
+        return str(refusal.value)
+
+    name, asked = "encodec-48khz-latents", latents_config(folder)
+    assert describe_any(asked).spec == replace(LATENTS.spec, dim=16)
+    assert "has no codebooks: leave out num_codebooks" in refused(lambda: describe_any(replace(asked, num_codebooks=2)))
+    told = refused(lambda: describe_any(replace(asked, reduce="stack:2")))
+    assert told == f"Tokenizer {name} gives numbers as they are; leave out output and reduce."
+    told = refused(lambda: describe_features(asked))
+    assert told == f"Tokenizer {name} gives numbers as they are: there is none to fit or to name."
+    stream = StreamConfig(name="x", tokenizer=asked, codebook="some")
+    told = refused(lambda: tokenize(root, [stream], InlineEngine, TokenizeOptions()))
+    assert told == f"Tokenizer {name} gives numbers as they are: leave out 'some'."
+    sound = str(Path(root.uri).parent / "sound")
+    assert "there are no codes to compare" in refused(lambda: check_tokenizer(asked, sound, CheckOptions(limit=1)))
+
+
 # From files to tokens to files
 
 
@@ -176,6 +233,7 @@ def root(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Root:
     streams = (
         StreamConfig(name="wide", tokenizer=config(folder)),
         StreamConfig(name="coarse", tokenizer=config(folder, num_codebooks=2)),
+        StreamConfig(name="latents", tokenizer=latents_config(folder)),
     )
     tokenize(root, streams, InlineEngine, TokenizeOptions())
     return root
@@ -202,15 +260,25 @@ def test_a_recording_of_two_channels_is_tokenized_in_stereo_and_one_of_one_on_bo
         assert stored.codes_KT.shape[0] == 2
 
 
-def test_such_streams_are_verified_exported_and_decoded_in_stereo(root: Root, tokenizer: Encodec48, tmp_path: Path):
+@pytest.mark.parametrize("stream", ["wide", "latents"])
+def test_such_streams_are_verified_exported_and_decoded_in_stereo(
+    stream: str, root: Root, folder: Path, tmp_path: Path
+):
     corpus = open_corpus(root)
+    tokenizer = load_tokenizer(config(folder) if stream == "wide" else latents_config(folder))
     found = verify(root, corpus, sample=2, seed=0, source_roots={})
     assert (found.problems, found.tokenized_again, found.codes_different) == ([], 2, 0)
-    index = export_webdataset(root, corpus, {"wide": open_stream(root, "wide")}, view="plain")
+    index = export_webdataset(root, corpus, {stream: open_stream(root, stream)}, view=stream)
     assert index["samples"] == 2
-    rows = {row["id"]: (row, tokens) for row, tokens in rows_and_tokens(root, "wide")}
+    rows = {row["id"]: (row, tokens) for row, tokens in rows_and_tokens(root, stream)}
+    with tarfile.open(Path(root.uri) / "webdataset" / stream / index["tars"][0]["name"]) as tar:
+        members = {member.name: np.load(io.BytesIO(tar.extractfile(member).read())) for member in tar if _npy(member)}
+    for segment, (_, tokens) in rows.items():
+        assert np.array_equal(members[f"{segment}.{stream}.scales.npy"], tokens.scales_C)
+        expected = tokens.codes_KT if stream == "wide" else tokens.frames_TD
+        assert np.array_equal(members[f"{segment}.{stream}.npy"], expected)
     sounds = list(
-        decode_segments(root, corpus, "wide", ids=frozenset(), limit=2, num_codebooks=None, folder=str(tmp_path))
+        decode_segments(root, corpus, stream, ids=frozenset(), limit=2, num_codebooks=None, folder=str(tmp_path))
     )
     assert len(sounds) == 2
     for sound in sounds:
@@ -219,6 +287,10 @@ def test_such_streams_are_verified_exported_and_decoded_in_stereo(root: Root, to
         assert (rate, written_NC.shape) == (RATE, (row["num_samples"], 2))
         expected_CN = tokenizer.decode_tokens(tokens)[:, : row["num_samples"]]
         torch.testing.assert_close(torch.from_numpy(written_NC).t(), expected_CN.clamp(-1, 1), rtol=0, atol=1e-4)
+
+
+def _npy(member: tarfile.TarInfo) -> bool:
+    return member.name.endswith(".npy")
 
 
 @pytest.mark.parametrize(

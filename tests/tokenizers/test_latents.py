@@ -24,6 +24,7 @@ from weights_causal import speech
 NAMES = ("encodec-24khz-latents", "mimi-latents", "dac-16khz-latents", "pocket-tts-latents", "vibevoice-latents")
 OPEN = {"pocket-tts-latents": pocket_tts.open_pocket_tts, "vibevoice-latents": vibevoice.open_vibevoice}
 OWN = tuple(OPEN)
+MORE = ("xcodec", "higgs-audio-v2", "xcodec2", "neucodec", "speechtokenizer", "snac-24khz", "lyra")
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +65,20 @@ def test_latents_are_transformers_own(name: str, folders: dict[str, Path]):
     assert deviation_D.mean() > 0.1, "frames that are all alike prove nothing"
 
 
-@pytest.mark.parametrize("name", ["dac-16khz-latents", "mimi-latents", *OWN])
-def test_what_checks_compare_with_gives_the_same_latents(name: str, folders: dict[str, Path]):
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("dac-16khz-latents", "mimi-latents", *OWN),
+        *(pytest.param(f"{codec}-latents", marks=pytest.mark.slow) for codec in MORE[:4]),
+    ],
+)
+def test_what_checks_compare_with_gives_the_same_latents(name: str, folders: dict[str, Path], tmp_path: Path):
     waveform_N = speech(2)
-    encoder = published_encoder(describe(config(name, folders[name])))
+    folder = folders.get(name) or make_weights(name, tmp_path / name, small=True)
+    encoder = published_encoder(describe(config(name, folder)))
     assert encoder is not None
     with torch.inference_mode():
-        assert torch.equal(encoder(waveform_N), oracle(name, folders[name], waveform_N))
+        assert torch.equal(encoder(waveform_N), oracle(name, folder, waveform_N))
 
 
 def test_a_codecs_own_latents_decode_to_what_transformers_makes_of_them(folders: dict[str, Path]):
@@ -85,6 +93,20 @@ def test_a_codecs_own_latents_decode_to_what_transformers_makes_of_them(folders:
     assert sound_N.shape == (decoded_samples(tokens.num_frames, stream.spec),)
     # the stream keeps eleven bits of each number
     assert (sound_N - theirs_N).norm() < 0.01 * theirs_N.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codec", MORE)
+def test_quantized_latents_sound_as_their_codes_do(codec: str, tmp_path: Path):
+    folder = make_weights(codec, tmp_path / codec, small=True)
+    waveform_N = weights_dac.speech(3 * REGISTRY[codec].spec.sample_rate, REGISTRY[codec].spec.sample_rate)
+    tokenizer, latents = load_tokenizer(config(codec, folder)), load_features(config(f"{codec}-latents", folder))
+    assert isinstance(latents, CodecLatents)
+    with torch.inference_mode():
+        codes_KT = tokenizer.encode(waveform_N)
+        quantized_TD = tokenizer._quantizer.decode(codes_KT).reshape(codes_KT.shape[1], -1)
+    assert quantized_TD.shape[1] == latents.dim
+    assert torch.equal(latents.synthesize(quantized_TD), tokenizer.decode(codes_KT))
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -156,7 +178,7 @@ def test_a_codebook_of_latents_encodes_and_decodes(name: str, folders: dict[str,
 
 
 def test_a_stream_of_latents_is_kept_unless_a_codebook_is_named():
-    for name in NAMES:
+    for name in (*NAMES, *(f"{codec}-latents" for codec in MORE)):
         assert REGISTRY[name].needs_codebook
         assert REGISTRY[name].output is Output.FEATURES
         assert REGISTRY[name].spec.decode_sample_rate > 0

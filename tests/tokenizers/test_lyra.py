@@ -17,7 +17,7 @@ from wavemill.tokenizers.quantize import ResidualQuantizer
 from wavemill.tokenizers.registry import describe, load_tokenizer
 from wavemill.tokenizers.spec import UserError
 from wavemill.tokenizers.tokenizer import TokenizerConfig
-from weights_lyra import FILES, oracle, oracle_latents, oracle_sound
+from weights_lyra import FILES, oracle, oracle_sound, quantized_latents
 
 RATE, HOP, BOOKS = 16_000, 320, 46
 
@@ -88,7 +88,7 @@ def test_the_codebooks_that_are_read_out_add_up_to_what_the_published_quantizer_
     codes_QN = torch.randint(0, 16, (BOOKS, 50), generator=torch.Generator().manual_seed(0))
     for num_codebooks in (1, 17, BOOKS):
         latents_ND = ResidualQuantizer(codebooks_QCD).decode(codes_QN[:num_codebooks])
-        expected_ND = oracle_latents(lyra_weights, codes_QN[:num_codebooks])
+        expected_ND = quantized_latents(lyra_weights, codes_QN[:num_codebooks])
         torch.testing.assert_close(latents_ND, expected_ND, rtol=0, atol=2e-5)
         assert expected_ND.std() > 1
 

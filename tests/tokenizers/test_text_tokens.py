@@ -113,6 +113,17 @@ def test_a_vector_is_the_mean_of_the_encoders_last_states(encoder: Path) -> None
     assert not torch.equal(first, second)
 
 
+def test_a_transcript_that_spells_a_special_token_has_the_vector_of_its_letters(encoder: Path) -> None:
+    tokenizer = load_tokenizer(TokenizerConfig(tokenizer="text-embedding", weights=str(encoder)))
+    words, text = transformers.AutoTokenizer.from_pretrained(encoder), "the </s> dog<pad>"
+    assert len(set(words(text).input_ids) & set(words.all_special_ids)) > len(words("").input_ids)
+    ids = [*words("").input_ids[:1], *words(text, add_special_tokens=False, split_special_tokens=True).input_ids, 1]
+    assert not set(ids[1:-1]) & set(words.all_special_ids)
+    found = tokenizer.tokens_of_text(text).frames_TD
+    assert torch.equal(found[0], _mean_of_ids(encoder, torch.tensor([ids])).half())
+    assert not torch.equal(found[0], _mean(encoder, text).half())
+
+
 def test_what_has_no_transcript_has_a_vector_of_zeros_and_no_text(encoder: Path) -> None:
     tokens = load_tokenizer(TokenizerConfig(tokenizer="text-embedding", weights=str(encoder))).tokens_of_text(None)
     assert tokens.frames_TD is not None
@@ -161,8 +172,12 @@ def test_an_encoder_that_does_not_say_how_wide_it_is_is_refused(encoder: Path, t
 
 def _mean(folder: Path, text: str) -> Tensor:
     words = transformers.AutoTokenizer.from_pretrained(folder)
+    places = json.loads((folder / "config.json").read_text()).get("max_position_embeddings", 40)
+    return _mean_of_ids(folder, words(text, return_tensors="pt", truncation=True, max_length=places).input_ids)
+
+
+def _mean_of_ids(folder: Path, ids_1T: Tensor) -> Tensor:
     model = transformers.AutoModel.from_pretrained(folder).eval()
     model = getattr(model, "encoder", model) if model.config.model_type == "t5" else model
-    ids = words(text, return_tensors="pt", truncation=True, max_length=32 if model.config.model_type == "bert" else 40)
     with torch.inference_mode():
-        return model(ids.input_ids).last_hidden_state[0].double().mean(dim=0).float()
+        return model(ids_1T).last_hidden_state[0].double().mean(dim=0).float()

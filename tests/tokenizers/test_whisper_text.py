@@ -36,13 +36,13 @@ def sound(seconds: float, seed: int) -> Tensor:
     return torch.randn(num, generator=torch.Generator().manual_seed(seed)) * envelope * 0.1
 
 
-def by_transformers(folder: Path, waveform_N: Tensor) -> list[int]:
+def by_transformers(folder: Path, waveform_N: Tensor, **asked: str) -> list[int]:
     """What the published model and extractor say of one segment, without the prompt and the end."""
     model = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
     mel = extractor(waveform_N.numpy(), sampling_rate=16_000, return_tensors="pt").input_features
     with torch.inference_mode():
-        said = model.generate(mel, return_timestamps=True, return_segments=True, do_sample=False)
+        said = model.generate(mel, return_timestamps=True, return_segments=True, do_sample=False, **asked)
     [segments] = said["segments"]
     first_window = segments[0]["result"].tolist()  # of all sentences that were heard at once
     kept = [segment["tokens"].tolist() for segment in segments if segment["result"].tolist() == first_window]
@@ -60,6 +60,33 @@ def test_a_segment_says_what_transformers_says_of_it(tokenizer: Any, folder: Pat
         assert any(each < weights_text.WORDS for each in window)
         differing.add(tuple(window))
     assert len(differing) == 3
+
+
+def test_a_language_and_a_task_that_are_named_are_those_that_transformers_is_told(folder: Path) -> None:
+    waveform_N, seen = sound(20, 2), set()
+    for asked in ({}, {"task": "translate"}, {"language": "en", "task": "transcribe"}):
+        config = TokenizerConfig(tokenizer="whisper-text", weights=str(folder), **asked)
+        ids = load_tokenizer(config).tokens(waveform_N).codes_KT[0].tolist()
+        assert _split(ids)[0] == by_transformers(folder, waveform_N, **asked)
+        seen.add(tuple(ids))
+        fingerprint = describe(config).fingerprint
+        assert {key: fingerprint[key] for key in ("language", "task") if key in fingerprint} == asked
+    assert len(seen) == 2, "English is what these weights are told anyway, translation is not"
+
+
+def test_a_language_or_task_that_a_checkpoint_does_not_know_is_refused(folder: Path, tmp_path: Path) -> None:
+    def refused(name: str = "whisper-text", place: Path = folder, **asked: Any) -> str:
+        with pytest.raises(UserError) as refusal:
+            describe(TokenizerConfig(tokenizer=name, weights=str(place), **asked))
+        return str(refusal.value)
+
+    assert refused(language="xx").endswith("knows no language 'xx'; there are: en.")
+    told = refused(task="transcrib")
+    assert told.endswith("knows no task 'transcrib'; there are: transcribe, translate. Did you mean 'transcribe'?")
+    assert "writes down no words; leave out language and task" in refused("whisper-tiny", task="translate")
+    shutil.copytree(folder, tmp_path / "w")
+    change(tmp_path / "w", "generation_config.json", is_multilingual=False)
+    assert "knows English alone" in refused(place=tmp_path / "w", language="en")
 
 
 def test_text_and_codes_are_of_the_same_words_and_depend_on_the_samples_alone(tokenizer: Any) -> None:
