@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/ready
 
-.PHONY: help setup demo test test-all test-faults test-hostile test-published oracles lint peers bench-main bench-encode bench-exactness bench-padding bench-kmeans bench-loader bench-storage bench-rvq bench-dac-rvq bench-assign bench-gpu-rvq bench-lyra pictures docs samples clean
+.PHONY: help setup demo test test-all test-faults test-hostile test-published oracles lint peers bench-main bench-encode bench-exactness bench-padding bench-kmeans bench-loader bench-layouts bench-storage bench-rvq bench-dac-rvq bench-assign bench-gpu-rvq bench-lyra pictures docs samples clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ peers: .venv-peers/ready  ## make .venv-peers with what the benches compare with
 bench-loader: .venv-peers/ready  ## tokens a second into packed batches, against webdataset, Hugging Face, litdata, MDS, memmap
 	@.venv-peers/bin/python infra/bench/loader.py
 
+bench-layouts: $(STAMP)  ## what each layout costs in the loader, against flatten on the same codes; NAMES="delay ..."
+	@$(BIN)/python infra/bench/layouts.py $(NAMES)
+
 bench-kmeans: .venv-peers/ready  ## fit codebooks beside scikit-learn's mini-batch k-means, on speech features; CORPUS=FOLDER
 	@.venv-peers/bin/python infra/bench/kmeans.py $(if $(CORPUS),--corpus $(CORPUS))
 
@@ -96,9 +99,10 @@ bench-gpu-rvq: $(STAMP)  ## residual search and k-means ids on a CUDA device, ag
 bench-lyra: $(STAMP)  ## STOI and log-mel distance of Lyra's sound by bit rate; WEIGHTS=FOLDER with its three files, CORPUS
 	@$(BIN)/python infra/bench/lyra_quality.py $(WEIGHTS) $(if $(CORPUS),--corpus $(CORPUS))
 
-pictures: $(STAMP)  ## make the picture of the README again
+pictures: $(STAMP)  ## make the pictures of the README and of the layouts again
 	@$(BIN)/wavemill demo --to demo
 	@$(BIN)/wavemill inspect demo --segment sgc2r7alrzakgqthpolakeszvu --png infra/docs/segment.png
+	@$(BIN)/python infra/docs/make_pictures.py demo
 
 docs: $(STAMP)  ## write the docs' tables that mirror the code again
 	@$(BIN)/python infra/docs/make_tables.py

@@ -30,6 +30,8 @@ _FONTS = (  # for the scripts that the first lacks, where they are installed
     *("Noto Sans Hebrew", "Noto Sans Thai", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Arial Unicode MS", "Unifont"),
 )
 
+_HATCHED: dict[str, Any] = {"hatch": "//", "edgecolor": "#ffffff"}
+
 
 @dataclass(frozen=True, slots=True)
 class Panel:
@@ -151,6 +153,43 @@ def hues(codes: NDArray[np.int64]) -> NDArray[np.float64]:
 
     hues = codes * 0.6180339887498949 % 1
     return hsv_to_rgb(np.stack([hues, np.full(len(codes), 0.42), np.full(len(codes), 0.95)], axis=-1))
+
+
+def rgb(colour: str) -> tuple[float, float, float]:
+    from matplotlib.colors import to_rgb
+
+    return to_rgb(colour)
+
+
+def hsv(hue: float, saturation: float, value: float) -> tuple[float, float, float]:
+    from matplotlib.colors import hsv_to_rgb
+
+    red, green, blue = hsv_to_rgb((hue, saturation, value)).tolist()
+    return red, green, blue
+
+
+def cell(axes: "Axes", x: float, y: float, width: float, height: float, colour: Any, *, hatched: bool) -> None:
+    """A filled rectangle."""
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((x, y), width, height, linewidth=0, facecolor=colour, **(_HATCHED if hatched else {})))
+
+
+def legend(figure: "Figure", entries: list[tuple[str, Any, bool]], *, columns: int) -> None:
+    """What colours stand for, below the panels: labels from outside, colours, and whether they are hatched."""
+    from matplotlib.patches import Patch
+
+    patches = [
+        Patch(facecolor=colour, label=picture_text(label, 30), **(_HATCHED if hatched else {}))
+        for label, colour, hatched in entries
+    ]
+    place: Any = (LEFT / WIDTH, 0)
+    drawn = figure.legend(
+        handles=patches, loc="lower left", bbox_to_anchor=place, ncols=columns, frameon=False, fontsize=8
+    )
+    for text in drawn.get_texts():
+        text.set_parse_math(False)
+        text.set_color(QUIET)
 
 
 def save(figure: "Figure", path: str) -> None:

@@ -12,11 +12,14 @@ from ..tokenizers.spec import RunFailed, UserError
 from . import (
     commands_codebook,
     commands_corpus,
+    commands_generate,
+    commands_layouts,
     commands_look,
     commands_pins,
     commands_setup,
     commands_tokenizers,
     commands_tokens,
+    commands_train,
     commands_units,
 )
 from .console import app, fail, say
@@ -29,7 +32,10 @@ COMMANDS = (
     commands_codebook,
     commands_tokenizers,
     commands_tokens,
+    commands_train,
+    commands_generate,
     commands_units,
+    commands_layouts,
     commands_look,
     commands_pins,
 )

@@ -71,6 +71,42 @@ def _require_reachable(address: str | None) -> None:
         ) from error
 
 
+def connect_ray(address: str | None, *, num_cpus: int | None, cleanup: contextlib.ExitStack) -> Any:
+    """Ray, connected to the cluster at `address`, or to one of our own with so many cores on this machine.
+
+    Raises `UserError` and `RunFailed` for addresses where there is none.
+    """
+    if address is None:
+        _prepare_own_cluster()
+    import ray
+
+    _require_reachable(address)
+    ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        # Ray puts the folder it is started in on its workers' sys.path: a data folder may hold a numpy.py
+        empty = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="wavemill-ray-"))
+        with contextlib.chdir(empty):
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                num_cpus=None if address else num_cpus,
+                object_store_memory=None if address else _OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                namespace=f"wavemill-{secrets.token_hex(4)}",
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+        raise RunFailed(
+            f"Cannot start or reach {where}: {str(error).splitlines()[0]}. "
+            "Check the address and its token (RAY_AUTH_TOKEN_PATH), or use --engine inline."
+        ) from error
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in ours.items():  # Ray puts its own in their place
+            signal.signal(number, handler)
+    return ray
+
+
 class RayWorker:
     """A worker that answers while it works: its methods run on two threads."""
 
@@ -309,32 +345,8 @@ class RayEngine:
         self._cleanup.close()
 
     def _connect(self) -> None:
-        ray = self._ray
-        _require_reachable(self._address)
-        ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            # Ray puts the folder it is started in on its workers' sys.path: a data folder may hold a numpy.py
-            empty = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="wavemill-ray-"))
-            with contextlib.chdir(empty):
-                ray.init(
-                    address=self._address or "local",
-                    include_dashboard=None if self._address else False,
-                    num_cpus=None if self._address else self._num_workers,
-                    object_store_memory=None if self._address else _OBJECT_STORE_BYTES,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    namespace=f"wavemill-{secrets.token_hex(4)}",
-                )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = f"the Ray cluster at {self._address}" if self._address else "Ray on this machine"
-            raise RunFailed(
-                f"Cannot start or reach {where}: {str(error).splitlines()[0]}. "
-                "Check the address and its token (RAY_AUTH_TOKEN_PATH), or use --engine inline."
-            ) from error
-        self._watch = _ClusterWatch(ray, own=self._address is None)
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in ours.items():  # Ray puts its own in their place
-                signal.signal(number, handler)
+        connect_ray(self._address, num_cpus=self._num_workers, cleanup=self._cleanup)
+        self._watch = _ClusterWatch(self._ray, own=self._address is None)
 
     def _new_actor(self) -> Any:
         return self._actor_class.remote(self._work_ref)

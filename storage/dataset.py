@@ -14,8 +14,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..tokenizers.spec import StreamSpec, UserError
 from .batches import PackedBatch, TokenBatch, packed_batch, token_batch
+from .identity import require_same
 from .order import Consumer, Mixture
-from .selection import Pack, Selection, one_of, require_same, select, whole
+from .rows import GroupCounts, count_groups
+from .selection import Pack, Selection, one_of, select, whole
 from .stepping import Cursor, Step, Tail, steps
 from .windows import WindowReader
 
@@ -160,8 +162,8 @@ class _Feed(IterableDataset[TokenBatch | PackedBatch]):
     def _batch(self, step: Step, state: dict[str, Any]) -> TokenBatch | PackedBatch:
         selection = self._selections[0]
         if selection.pack is None:
-            return token_batch(step.sources, self._batch_size, selection.num_codebooks, state)
-        return packed_batch(step.sources, self._batch_size, selection.pack.length, state)
+            return token_batch(step.sources, self._batch_size, selection, state)
+        return packed_batch(step.sources, self._batch_size, selection, state)
 
     def _get(self) -> tuple[int, list[Cursor]]:
         _, slot, *places = self._place.tolist()
@@ -198,8 +200,9 @@ class TokenDataset(_Feed):
         pack = Pack(flatten("acoustic"), length=4096)
         dataset = TokenDataset("my-tokens", ["acoustic"], pack=pack, batch_size=8)  # PackedBatch
 
-    - `streams` maps a stream's name to how many of its codebooks to read (None: all), or lists names. Segments with an
-      error in any of them are left out (`num_errors` counts them).
+    - `streams` maps a stream's name to how many of its codebooks to read (None: all), or lists names; a planned layout
+      names its own. Segments with an error in any of them are left out (`num_errors` counts them), and where a layout
+      takes several rows together, such as pairs, groups that are not whole (`count_groups` does).
     - `where` chooses segments by columns of the corpus: a pyarrow expression, or filters as `pq.read_table` takes them.
     - `versions` (a stream's name to a version of its table; "corpus" for `where`) or `pin` (a name given with
       `wavemill pin`) say which snapshots; the newest otherwise.
@@ -214,7 +217,7 @@ class TokenDataset(_Feed):
     def __init__(
         self,
         root: str,
-        streams: Mapping[str, int | None] | Sequence[str],
+        streams: Mapping[str, int | None] | Sequence[str] | None = None,
         *,
         batch_size: int = 16,
         pack: Pack | None = None,
@@ -263,6 +266,13 @@ class TokenDataset(_Feed):
     def num_errors(self) -> dict[str, int]:
         """Segments with an error, by stream."""
         return {name: snapshot.num_errors for name, snapshot in self.selection.streams.items()}
+
+    def count_groups(self) -> GroupCounts:
+        """How many groups of rows there are, and why some are left out, counted by reading the corpus's columns.
+
+        Raises `UserError` if the layout takes rows one by one.
+        """
+        return count_groups(self.selection)
 
 
 class MixedDataset(_Feed):

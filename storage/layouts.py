@@ -1,13 +1,16 @@
-"""Layouts: from a segment's streams to the one sequence of tokens that a language model reads.
+"""Layouts: from a segment's streams to the one sequence that a language model reads.
 
-Any callable that takes a `Segment` and gives its tokens is a layout. Those of this file also say beforehand how many
-tokens there will be, and lay out many segments at once: readers then need no more than the segments they use.
+Any callable that takes a `Segment` and gives its tokens is a layout. A planned one, such as those of
+`wavemill.pipelines.layouts`, also says beforehand how many steps there will be, and lays out many segments at once:
+readers then need no more than the segments they use.
 
-Axes: N segments, T frames of one segment or of many end to end, K codebooks.
+Axes: N segments, K codebooks, T frames of one segment or of many end to end, D numbers of a frame, S steps of a
+sequence or of many end to end, Q columns (tokens of a step), M steps that hold a frame of numbers.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -17,102 +20,125 @@ from torch import Tensor
 from ..tokenizers.spec import StreamSpec
 
 Codes = NDArray[np.integer]
+Ints = NDArray[np.int64]
+Halves = NDArray[np.float16]
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One segment's id and codes `[K, T]` int64 of each stream."""
+    """One segment: its id, codes `[K, T]` int64 of each stream, and where streams have them frames and durations."""
 
     id: str
     codes: dict[str, Tensor]
+    frames: dict[str, Tensor] = field(default_factory=dict)  # [T, D] float16
+    durations: dict[str, Tensor] = field(default_factory=dict)  # [T] int32
 
 
 class Layout(Protocol):
-    """Tokens of a segment, `[tokens]`, 0 or greater."""
+    """Tokens of a segment, `[S]`, 0 or greater."""
 
     def __call__(self, segment: Segment, /) -> Tensor | Codes | Sequence[int]: ...
 
 
-@runtime_checkable
-class PlannedLayout(Protocol):
-    """A layout that knows its sizes from frame counts, and lays out many segments at once."""
+@dataclass(frozen=True, slots=True)
+class StreamRows:
+    """What N segments have of one stream, end to end."""
+
+    counts_N: Ints  # frames
+    books: Sequence[Codes]  # K arrays [T]; none while only counts are known
+    frames_TD: Halves | None = None
+    durations_T: NDArray[np.int32] | None = None
 
     @property
-    def stream(self) -> str:
-        """The stream that it reads."""
-        ...
-
-    def __call__(self, segment: Segment, /) -> Tensor: ...
-
-    def tokens_per_frame(self, num_codebooks: int) -> int: ...
-
-    def vocab_size(self, spec: StreamSpec, num_codebooks: int) -> int:
-        """Tokens lie in `[0, vocab_size)`."""
-        ...
-
-    def lay(self, books: Sequence[Codes], spec: StreamSpec) -> Codes:
-        """Tokens of frames end to end, `[T * tokens_per_frame]`, from K codebooks of `[T]` codes."""
-        ...
+    def begins_N(self) -> Ints:
+        """Where each segment's frames begin."""
+        return np.cumsum(self.counts_N) - self.counts_N
 
 
 @dataclass(frozen=True, slots=True)
-class flatten:
-    """All codebooks of a stream, frame by frame: code c of codebook k is token k x codebook_size + c.
+class Laid:
+    """N segments laid out, end to end."""
 
-    The coarse-to-fine flattening of AudioLM (Borsos et al. 2022) and of the "flattening pattern" of MusicGen (Copet et
-    al. 2023), T x K tokens for T frames.
+    tokens: Codes  # [S], or [S, Q] where steps have several
+    loss_S: NDArray[np.bool_] | None = None  # false: a step that is given, not predicted; None: all are predicted
+    frames: Mapping[str, Halves] = field(default_factory=dict)  # by stream [M, D]: see `Plan.frame_tokens`
+
+
+class Plan(Protocol):
+    """A layout of streams whose clocks and alphabets are known."""
+
+    @property
+    def column_sizes(self) -> Sequence[int]:
+        """How many tokens there are in each column: they lie in `[0, size)`. One column: `tokens` are `[S]`."""
+        ...
+
+    @property
+    def frame_tokens(self) -> Mapping[str, int]:
+        """By stream of numbers the token, in the first column, of a step that holds a frame of it; never 0."""
+        ...
+
+    @property
+    def read_to_plan(self) -> Sequence[str]:
+        """Streams whose codes decide how many steps there are. Of all others the counts of frames do."""
+        ...
+
+    def num_steps(self, rows: Mapping[str, StreamRows]) -> Ints:
+        """Steps of each of N segments; codes are there of the streams that are read to plan."""
+        ...
+
+    def lay(self, rows: Mapping[str, StreamRows]) -> Laid: ...
+
+
+class GroupBy(StrEnum):
+    """What rows of a corpus belong together, as one segment of several members."""
+
+    PAIR = "pair"  # those of a source with the same `pair`, in the order of the corpus
+    PARENT = "parent"  # those that were separated from one segment
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """Groups of `num_members` rows of one shard; of more separated children the first ones. Others are left out."""
+
+    by: GroupBy
+    num_members: int
+
+
+@runtime_checkable
+class PlannedLayout(Protocol):
+    """A layout that knows its sizes from frame counts, and lays out many segments at once.
+
+    One that takes chunked streams says so by an attribute `takes_chunks`, one of several rows of a corpus by
+    `grouping`: it is then given the streams of each member, by the names that `member` gives.
     """
 
-    stream: str
-    codebook_size: int | None = None  # None: the stream's, where a `TokenDataset` lays out
+    @property
+    def streams(self) -> Mapping[str, int | None]:
+        """The streams that it reads, and how many codebooks of each; None: all."""
+        ...
 
-    def __call__(self, segment: Segment) -> Tensor:
-        if self.codebook_size is None:
-            raise ValueError("flatten of a single segment needs its codebook_size")
-        codes_KT = segment.codes[self.stream]
-        offsets_K1 = (np.arange(codes_KT.shape[0]) * self.codebook_size)[:, None]
-        return (codes_KT + codes_KT.new_tensor(offsets_K1)).t().reshape(-1)
+    def plan(self, specs: Mapping[str, StreamSpec]) -> Plan:
+        """The layout of these streams, of which as many codebooks are read as their specs say.
 
-    def tokens_per_frame(self, num_codebooks: int) -> int:
-        return num_codebooks
-
-    def vocab_size(self, spec: StreamSpec, num_codebooks: int) -> int:
-        return num_codebooks * (self.codebook_size or spec.codebook_size)
-
-    def lay(self, books: Sequence[Codes], spec: StreamSpec) -> Codes:
-        size = self.codebook_size or spec.codebook_size
-        tokens_TK = np.empty((len(books[0]), len(books)), dtype=token_dtype(size * len(books)))
-        for index, book_T in enumerate(books):
-            np.add(book_T, index * size, out=tokens_TK[:, index], casting="unsafe")
-        return tokens_TK.reshape(-1)
+        Raises `UserError` for streams that it cannot take.
+        """
+        ...
 
 
-@dataclass(frozen=True, slots=True)
-class semantic:
-    """The first codebook of a stream, as it is: the units that textless language models train on."""
-
-    stream: str
-
-    def __call__(self, segment: Segment) -> Tensor:
-        return segment.codes[self.stream][0]
-
-    def tokens_per_frame(self, num_codebooks: int) -> int:
-        return 1
-
-    def vocab_size(self, spec: StreamSpec, num_codebooks: int) -> int:
-        return spec.codebook_size
-
-    def lay(self, books: Sequence[Codes], spec: StreamSpec) -> Codes:
-        return books[0]
+def member(stream: str, index: int) -> str:
+    """What a stream of a group's member is called in `rows`."""
+    return f"{stream}@{index}"
 
 
-def token_dtype(vocab_size: int) -> type[np.integer]:
-    """The smallest type that holds these tokens."""
-    return np.int16 if vocab_size <= 2**15 else np.int32
+def stream_of(name: str) -> str:
+    """The stream that a layout knows by this name."""
+    return name.partition("@")[0]
 
 
-def largest_vocabulary(layout: object, specs: Mapping[str, StreamSpec], num_codebooks: Mapping[str, int]) -> int | None:
-    """The vocabulary of a planned layout; None for other callables, which nobody can ask."""
-    if not isinstance(layout, PlannedLayout):
-        return None
-    return layout.vocab_size(specs[layout.stream], num_codebooks[layout.stream])
+def grouping_of(layout: object) -> Grouping | None:
+    return getattr(layout, "grouping", None)
+
+
+def token_dtype(size: int) -> type[np.integer]:
+    """The smallest type that holds tokens below `size`."""
+    return np.int16 if size <= 2**15 else np.int32

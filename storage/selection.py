@@ -1,11 +1,10 @@
 """What a trainer reads: streams, codebooks, rows, packing and order, checked before anything is read."""
 
-import functools
 import hashlib
 import json
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 
 from ..tokenizers.spec import StreamSpec, UserError, did_you_mean
 from .codes import open_corpus, open_stream, stream_spec
-from .layouts import Layout, largest_vocabulary
+from .identity import layout_name
+from .layouts import Grouping, Layout, Plan, PlannedLayout, grouping_of, member, stream_of
 from .packing import PackingMethod
 from .pins import Pinned, read_pin
 from .root import Root
@@ -28,12 +28,12 @@ from .table import Snapshot
 class Pack:
     """How segments become sequences of `length` tokens.
 
-    `layout` is any callable from a `Segment` to its tokens. `vocab_size` is the trainer's: tokens beyond it are
-    refused. See `PackingMethod` for the ways to share sequences.
+    `layout` is a `PlannedLayout`, or any callable from a `Segment` to its tokens. `vocab_size` is the trainer's: tokens
+    beyond it are refused. See `PackingMethod` for the ways to share sequences.
     """
 
-    layout: Layout
-    length: int
+    layout: Layout | PlannedLayout
+    length: int  # steps
     method: PackingMethod = PackingMethod.CONCATENATE
     vocab_size: int | None = None
 
@@ -45,9 +45,10 @@ class Selection:
     root_uri: str
     streams: dict[str, Snapshot]
     num_codebooks: dict[str, int]
-    corpus: Snapshot | None  # where rows are chosen by its columns
+    corpus: Snapshot | None  # where rows are chosen, or belong together, by its columns
     where: Any  # a pyarrow expression over the corpus, or None
     pack: Pack | None
+    plan: Plan | None  # of a layout that can plan
     seed: int
     shuffle: bool
     window_bytes: int
@@ -61,6 +62,17 @@ class Selection:
         return {name: stream_spec(snapshot) for name, snapshot in self.streams.items()}
 
     @property
+    def grouping(self) -> Grouping | None:
+        """Which rows are one segment together."""
+        return grouping_of(self.pack.layout) if self.pack else None
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """`(Q,)` where a step has several tokens."""
+        num_columns = len(self.plan.column_sizes) if self.plan else 1
+        return (num_columns,) if num_columns > 1 else ()
+
+    @property
     def versions(self) -> dict[str, int]:
         """The table version each stream, and the corpus if it is read, is pinned to."""
         versions = {name: snapshot.version for name, snapshot in self.streams.items()}
@@ -71,7 +83,8 @@ class Selection:
         """Bytes by shard number: of each file the share of its codebooks that are read."""
         sizes = np.zeros(max(self.shards, default=-1) + 1, dtype=np.int64)
         for name, snapshot in self.streams.items():
-            wanted, there = self.num_codebooks[name], stream_spec(snapshot).num_codebooks
+            spec = stream_spec(snapshot)
+            wanted, there = (1, 1) if spec.dim else (self.num_codebooks[name], spec.num_codebooks)
             sizes[self.shards] += [file.size_bytes * wanted // there for file in snapshot.files.values()]
         return sizes
 
@@ -82,7 +95,7 @@ class Selection:
             "shuffle": self.shuffle,
             "window_bytes": self.window_bytes,
             "where": None if self.where is None else bytes(self.where.to_substrait(CORPUS_SCHEMA)).hex(),
-            "pack": self.pack and [_layout_name(self.pack.layout), self.pack.length, self.pack.method],
+            "pack": self.pack and [layout_name(self.pack.layout), self.pack.length, self.pack.method],
             "tables": {name: snapshot.table_id for name, snapshot in self.streams.items()},
         }
         digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -92,13 +105,24 @@ class Selection:
     def shape(self) -> str:
         """What its batches hold, in words: datasets with the same can be mixed."""
         if self.pack is not None:
-            return f"sequences of {self.pack.length} tokens"
-        return "streams " + ", ".join(f"{name} ({count})" for name, count in sorted(self.num_codebooks.items()))
+            steps = f"sequences of {self.pack.length} tokens"
+            wide = [f"{self.columns[0]} columns"] if self.columns else []
+            frame_tokens = self.plan.frame_tokens if self.plan else {}
+            numbers = [
+                f"frames of {name} ({self.specs[stream_of(name)].dim} numbers) at token {token}"
+                for name, token in frame_tokens.items()
+            ]
+            return ", ".join([steps, *wide, *numbers])
+        each = [
+            f"{name} ({f'{spec.dim} numbers' if spec.dim else self.num_codebooks[name]})"
+            for name, spec in sorted(self.specs.items())
+        ]
+        return "streams " + ", ".join(each)
 
 
 def select(
     root: str,
-    streams: Mapping[str, int | None] | Sequence[str],
+    streams: Mapping[str, int | None] | Sequence[str] | None,
     *,
     pack: Pack | None,
     seed: int,
@@ -109,16 +133,16 @@ def select(
     window_bytes: int,
 ) -> Selection:
     """Resolve what a `TokenDataset` is given. Raises `UserError` for what is not there or does not belong together."""
-    wanted = dict(streams) if isinstance(streams, Mapping) else dict.fromkeys(streams)
-    if not wanted:
-        raise UserError("Name at least one stream to read.")
+    pack = _checked(pack)
+    wanted = _wanted(streams, pack)
+    needs_corpus = where is not None or (pack is not None and grouping_of(pack.layout) is not None)
     seed, window_bytes = whole(seed, "seed", least=0), whole(window_bytes, "window_bytes", least=1)
     place = Root(root)
     if pin is not None and versions:
         raise UserError("Both versions and a pin are given: leave out one of them.")
     tables = read_pin(place, pin) if pin is not None else {}
     if pin is None:
-        _require_known(versions or {}, wanted, where)
+        _require_known(versions or {}, wanted, needs_corpus=needs_corpus)
     pinned = {name: table.version for name, table in tables.items()} if tables else dict(versions or {})
     snapshots = {name: open_stream(place, name, version=pinned.get(name)) for name in wanted}
     if pin is not None:
@@ -129,17 +153,53 @@ def select(
         root_uri=place.uri,
         streams=snapshots,
         num_codebooks={name: _books(name, snapshots[name], count) for name, count in wanted.items()},
-        corpus=None if where is None else open_corpus(place, version=pinned.get("corpus")),
+        corpus=open_corpus(place, version=pinned.get("corpus")) if needs_corpus else None,
         where=_expression(where),
-        pack=_checked(pack),
+        pack=pack,
+        plan=None,
         seed=seed,
         shuffle=shuffle,
         window_bytes=window_bytes,
     )
     _require_corpus(selection)
     _require_clock(selection)
+    selection = replace(selection, plan=_planned(selection))
     _require_vocabulary(selection)
     return selection
+
+
+def _wanted(streams: Mapping[str, int | None] | Sequence[str] | None, pack: Pack | None) -> dict[str, int | None]:
+    """The streams to read and how many codebooks of each. Raises `UserError` if a layout takes others."""
+    layout = pack.layout if pack else None
+    taken = layout.streams if isinstance(layout, PlannedLayout) else {}
+    if streams is None:
+        wanted = dict(taken)
+    else:
+        wanted = dict(streams) if isinstance(streams, Mapping) else dict.fromkeys(streams)
+    if not wanted:
+        raise UserError("Name at least one stream to read.")
+    for name, books in taken.items():
+        if name not in wanted:
+            raise UserError(
+                f"The layout takes stream {name!r}; the streams to read are {', '.join(wanted)}."
+                f"{did_you_mean(name, list(wanted))}"
+            )
+        if wanted[name] is None:
+            wanted[name] = books
+    return wanted
+
+
+def _planned(selection: Selection) -> Plan | None:
+    """What a planned layout makes of the streams, by the names that it knows them by."""
+    layout, grouping = selection.pack and selection.pack.layout, selection.grouping
+    if not isinstance(layout, PlannedLayout):
+        return None
+    read = {name: replace(spec, num_codebooks=selection.num_codebooks[name]) for name, spec in selection.specs.items()}
+    if grouping is not None:
+        read = {member(name, index): spec for name, spec in read.items() for index in range(grouping.num_members)}
+    plan = layout.plan(read)
+    assert 0 not in plan.frame_tokens.values(), "0 stands where there is padding"
+    return plan
 
 
 def filter_columns(where: Any) -> list[str]:
@@ -150,12 +210,9 @@ def filter_columns(where: Any) -> list[str]:
 
 def _books(name: str, snapshot: Snapshot, count: int | None) -> int:
     spec = stream_spec(snapshot)
-    if spec.dim:
-        raise UserError(
-            f"Stream {name!r} holds frames of {spec.dim} numbers, not codes. Read its shards with "
-            "storage.codes.read_codes(..., more=True), or export it."
-        )
     there = spec.num_codebooks
+    if spec.dim and count is not None:
+        raise UserError(f"Stream {name!r} holds frames of {spec.dim} numbers, not codes: name no number of codebooks.")
     if count is None:
         return there
     if not 1 <= count <= there:
@@ -230,8 +287,9 @@ def _require_clock(selection: Selection) -> None:
     layout = selection.pack and selection.pack.layout
     if layout is None or getattr(layout, "takes_chunks", False):
         return
+    taken = layout.streams if isinstance(layout, PlannedLayout) else selection.specs
     for name, spec in selection.specs.items():
-        if spec.chunk_length and getattr(layout, "stream", name) == name:
+        if spec.chunk_length and name in taken:
             raise UserError(
                 f"Stream {name!r} is made of chunks that overlap: frames of two then stand for the same samples. The "
                 "layout does not say that it takes such a stream; give a function of your own that has "
@@ -240,21 +298,19 @@ def _require_clock(selection: Selection) -> None:
 
 
 def _require_vocabulary(selection: Selection) -> None:
-    pack = selection.pack
-    if pack is None:
+    pack, plan = selection.pack, selection.plan
+    if pack is None or plan is None:
         return
-    stream = getattr(pack.layout, "stream", None)
-    if stream is not None and stream not in selection.streams:
-        raise UserError(
-            f"The layout takes stream {stream!r}; the streams to read are {', '.join(selection.streams)}."
-            f"{did_you_mean(str(stream), list(selection.streams))}"
+    needed = max(plan.column_sizes)
+    if pack.vocab_size is not None and needed > pack.vocab_size:
+        read = ", ".join(
+            f"{selection.num_codebooks[name]} codebook(s) of {spec.codebook_size:,} in stream {name!r}"
+            for name, spec in selection.specs.items()
+            if not spec.dim
         )
-    needed = largest_vocabulary(pack.layout, selection.specs, selection.num_codebooks)
-    if needed is not None and pack.vocab_size is not None and needed > pack.vocab_size:
         raise UserError(
-            f"The layout gives {needed:,} different tokens ({selection.num_codebooks[str(stream)]} codebook(s) of "
-            f"{selection.specs[str(stream)].codebook_size:,} in stream {stream!r}); the vocabulary has "
-            f"{pack.vocab_size:,}. Read fewer codebooks, or widen the vocabulary."
+            f"The layout gives {needed:,} different tokens ({read}); the vocabulary has {pack.vocab_size:,}. Read "
+            "fewer codebooks, or widen the vocabulary."
         )
 
 
@@ -263,8 +319,13 @@ def _checked(pack: Pack | None) -> Pack | None:
         return None
     if pack.length < 1:
         raise UserError(f"Sequences of {pack.length} tokens were asked for; they must have 1 or more.")
-    if not callable(pack.layout):
-        raise UserError(f"The layout {pack.layout!r} cannot be called: give one of storage.layouts, or a function.")
+    if isinstance(pack.layout, type):
+        name = pack.layout.__name__
+        raise UserError(f"The layout {name} was given without what it takes: write {name}(...), with its streams.")
+    if not (callable(pack.layout) or isinstance(pack.layout, PlannedLayout)):
+        raise UserError(
+            f"The layout {pack.layout!r} cannot be called: give one of wavemill.pipelines.layouts, or a function."
+        )
     return Pack(pack.layout, pack.length, one_of(PackingMethod, pack.method, "method"), pack.vocab_size)
 
 
@@ -286,8 +347,8 @@ def _expression(where: Any) -> Any:
     return expression
 
 
-def _require_known(versions: Mapping[str, int], wanted: Mapping[str, Any], where: Any) -> None:
-    there = [*wanted] if where is None else [*wanted, "corpus"]
+def _require_known(versions: Mapping[str, int], wanted: Mapping[str, Any], *, needs_corpus: bool) -> None:
+    there = [*wanted, "corpus"] if needs_corpus else [*wanted]
     stray = sorted(set(versions) - set(there))
     if stray:
         raise UserError(f"A version is pinned for {stray[0]!r}, but the streams to read are {', '.join(there)}.")
@@ -313,39 +374,3 @@ def one_of(kind: Any, name: str, what: str) -> Any:
         raise UserError(
             f"{what} {name!r} is unknown; there are: {', '.join(known)}.{did_you_mean(name, known)}"
         ) from error
-
-
-def _layout_name(layout: Any) -> list[Any]:
-    """What tells layouts apart: a name, and what simple parameters an object or a `functools.partial` has."""
-    if isinstance(layout, functools.partial):
-        return [*_layout_name(layout.func), _simple(layout.args), _simple(layout.keywords)]
-    if hasattr(layout, "__qualname__"):
-        return [layout.__module__, layout.__qualname__]
-    fields = {name: getattr(layout, name) for name in getattr(layout, "__dataclass_fields__", ())}
-    return [type(layout).__module__, type(layout).__qualname__, _simple(fields or getattr(layout, "__dict__", {}))]
-
-
-def _simple(value: Any) -> Any:
-    """Numbers, strings and what is made of them; of anything else that it is there."""
-    if isinstance(value, dict):
-        return {str(key): _simple(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_simple(inner) for inner in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else type(value).__qualname__
-
-
-def require_same(ours: dict[str, Any], theirs: dict[str, Any], part: int) -> None:
-    """Raise `UserError` if two identities differ: the state of one is no state of the other."""
-    which = f"Dataset {part} of the mixture" if part else "The dataset"
-    if theirs.get("versions") != ours["versions"]:
-        raise UserError(
-            f"{which} has versions {ours['versions']}, the state was saved with {theirs.get('versions')}: rows would "
-            "be repeated or left out. Build it with versions=state['datasets'][...]['versions'], or with the pin."
-        )
-    if theirs.get("seed") != ours["seed"]:
-        raise UserError(f"{which} has seed {ours['seed']}, the state was saved with seed {theirs.get('seed')}.")
-    if theirs.get("order") != ours["order"]:
-        raise UserError(
-            f"{which} reads other tables or codebooks, or shuffles, filters or packs otherwise than the one that the "
-            "state was saved with. Build it as it was."
-        )

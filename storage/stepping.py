@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..tokenizers.spec import UserError
+from .layouts import Grouping
 from .order import Consumer, Mixture
 from .windows import LaneCodes, LaneTokens, Window, WindowReader
 
@@ -136,7 +137,8 @@ def steps(
         ends = [int(mixture.slots(part, np.array([walk.known]))[0]) for part, walk in enumerate(walks) if walk.ended]
         limit = min(ends, default=end + width)
         if step == 0:
-            _require_enough(limit - begin, batch_size, consumer.num_ranks, tail, fresh=slot == 0)
+            grouping = readers[0].grouping
+            _require_enough(limit - begin, batch_size, consumer.num_ranks, tail, grouping, fresh=slot == 0)
         if limit <= begin or (limit < end and tail is Tail.DROP):
             return
         ended = limit <= end or (limit < end + width and tail is Tail.DROP)
@@ -155,10 +157,17 @@ def steps(
             walk.forget(mixture.taken(part, end))
 
 
-def _require_enough(there: int, batch_size: int, num_ranks: int, tail: Tail, *, fresh: bool) -> None:
+def _require_enough(
+    there: int, batch_size: int, num_ranks: int, tail: Tail, grouping: Grouping | None, *, fresh: bool
+) -> None:
     """Raise `UserError` for an epoch that would be empty, or nothing but padding on some ranks."""
     if not fresh:
         return
+    if there <= 0 and grouping is not None:
+        raise UserError(
+            f"The epoch is empty: nowhere in one shard are {grouping.num_members} segments that belong together by "
+            f"{grouping.by.value!r}, without errors and chosen by the filter. `count_groups()` says what there is."
+        )
     if there <= 0:
         raise UserError(
             "The epoch is empty: no segment is left of the dataset. Loosen the filter, or see with `wavemill inspect` "

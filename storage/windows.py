@@ -2,164 +2,197 @@
 
 Planning a window needs its frame counts only; lanes, which hold codes, are read when somebody takes from them.
 
-Axes: S shards of a lane, N segments or sequences, K codebooks, T frames end to end, L tokens of a sequence.
+Axes: N segments or sequences, L steps of a sequence, Q columns, P pieces (see packing.py), M steps with a frame of
+numbers, D numbers of a frame.
 """
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as arrow_dataset
-import torch
 from numpy.typing import NDArray
 
-from ..tokenizers.spec import StreamSpec, UserError
-from .codes import flat_values, stream_spec
-from .layouts import PlannedLayout, Segment, token_dtype
+from ..tokenizers.spec import UserError
+from .layouts import Codes, Grouping, Halves, Ints, Laid, Layout, Plan, PlannedLayout, Segment, stream_of, token_dtype
 from .order import in_turn, lanes_of, shuffled, windows_of
 from .packing import Packed, pack
-from .parquet import CorruptFile, ParquetShard
 from .root import Root
-from .schema import CORPUS_SCHEMA, code_columns, stream_schema
-from .selection import Selection, filter_columns
-from .table import Snapshot
+from .rows import ShardRows, TakenRows, read_rows, take_rows
+from .selection import Pack, Selection
 
-Ints = NDArray[np.int64]
 _LANE_SEQUENCES = 64  # a lane has as many or more, so that its last, padded one weighs little
 _OF_SHARDS, _OF_SEGMENTS = 1, 2  # what is shuffled, in the keys of the order
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """The rows of a shard that are taken, and their frame counts."""
+class _Part:
+    """The taken rows of a shard, and where a layout has the say how many steps each has."""
 
-    shard: int
-    files: dict[str, ParquetShard]
-    rows_N: Ints
-    frames_N: dict[str, Ints]
-    corpus_ids: pa.Array | None  # of all rows
-    laid_out: list[NDArray[np.integer]] | None  # tokens, from layouts that cannot plan
+    taken: TakenRows
+    steps_N: Ints | None = None
+    laid_out: list[Codes] | None = None  # tokens, from layouts that cannot plan
     ids: pa.Array | None = None  # of these
+
+    @property
+    def num_steps(self) -> Ints:
+        assert self.steps_N is not None, "packed"
+        return self.steps_N
 
 
 @dataclass(frozen=True, slots=True)
 class LaneCodes:
-    """A lane's segments in order: their ids, and where in the codes of which shard each begins."""
+    """A lane's segments in order: in which shard's rows each is, and which of them."""
 
     ids: list[str]
-    shards: "list[_Codes]"
-    shard_N: Ints  # into `shards`
-    row_N: Ints  # among the shard's taken rows
+    shards: list[ShardRows]
+    shard_N: Ints
+    row_N: Ints
+
+    def segment(self, index: int) -> Segment:
+        return self.shards[self.shard_N[index]].segment(int(self.row_N[index]))
 
 
 @dataclass(frozen=True, slots=True)
 class LaneTokens:
-    """A lane's sequences: tokens `[N, L]`, and the pieces `[first_piece[n], first_piece[n + 1])` of sequence n."""
+    """A lane's sequences, `tokens` `[N, L]` or `[N, L, Q]`; pieces `[first_piece[n], first_piece[n + 1])` are n's.
+
+    `frames` has by stream those of each piece, `[M, D]`.
+    """
 
     ids: list[str]
-    tokens_NL: NDArray[np.integer]
+    tokens: Codes
+    loss_NL: NDArray[np.bool_] | None
+    frames: dict[str, list[Halves]]
     packed: Packed
     first_piece: Ints
 
 
 @dataclass(frozen=True, slots=True)
-class _Codes:
-    """A shard's codes: by stream K arrays of all its frames, and begin and length in them of each taken segment."""
+class _LaidSegments:
+    """What a layout gave for segments, one by one."""
 
-    ids: pa.Array
-    books: dict[str, list[NDArray[np.integer]]]
-    begins_N: dict[str, Ints]
-    frames_N: dict[str, Ints]
+    tokens: list[Codes]  # [S] or [S, Q]
+    losses: list[NDArray[np.bool_]] | None = None
+    frames: dict[str, list[Halves]] = field(default_factory=dict)
 
 
 class Lane:
     """Some whole shards of a window; their segments, shuffled, are its sequences, or are packed into them."""
 
-    def __init__(self, selection: Selection, parts: list[_Rows], epoch: int) -> None:
+    def __init__(self, selection: Selection, parts: list[_Part], epoch: int) -> None:
         self._selection = selection
         self._parts = parts
-        total = sum(len(part.rows_N) for part in parts)
+        total = sum(len(part.taken) for part in parts)
         shuffle = selection.shuffle
-        key = (selection.seed, epoch, _OF_SEGMENTS, parts[0].shard)
+        key = (selection.seed, epoch, _OF_SEGMENTS, parts[0].taken.shard)
         self._order_N: Ints = shuffled(total, *key) if shuffle else np.arange(total)
         self._packed: Packed | None = None
         self.num_sequences = total
         if selection.pack is not None:
-            sizes_N = np.concatenate([token_counts(selection, part) for part in parts])[self._order_N]
+            sizes_N = np.concatenate([part.num_steps for part in parts])[self._order_N]
             self._packed = pack(sizes_N, selection.pack.length, selection.pack.method)
             self.num_sequences = self._packed.num_sequences
 
     def load(self) -> LaneCodes | LaneTokens:
         """The lane's codes or tokens. Raises `CorruptFile`, `UserError`."""
         if self._parts[0].laid_out is not None:
-            ids = [part.ids for part in self._parts]
-            sources = [tokens for part in self._parts for tokens in part.laid_out or ()]
-            return self._sequences(self._ordered(ids), sources)
-        read = [self._read(part) for part in self._parts]
-        ids = self._ordered([codes.ids for codes in read])
+            ids = self._ordered([part.ids for part in self._parts])
+            return self._sequences(ids, [_LaidSegments(part.laid_out or []) for part in self._parts])
+        read = [read_rows(self._selection, part.taken) for part in self._parts]
+        ids = self._ordered([rows.ids for rows in read])
         if self._packed is None:
-            counts = [len(part.rows_N) for part in self._parts]
+            counts = [len(part.taken) for part in self._parts]
             shard_N = np.repeat(np.arange(len(counts)), counts)
             row_N = np.concatenate([np.arange(count) for count in counts])
             return LaneCodes(ids, read, shard_N[self._order_N], row_N[self._order_N])
-        return self._sequences(ids, [tokens for codes in read for tokens in self._lay(codes)])
+        return self._sequences(ids, [self._lay(part, rows) for part, rows in zip(self._parts, read, strict=True)])
 
     def _ordered(self, ids: list[Any]) -> list[str]:
         return pa.concat_arrays(ids).take(pa.array(self._order_N)).to_pylist()
 
-    def _lay(self, codes: _Codes) -> list[NDArray[np.integer]]:
-        """Tokens of each taken segment of a shard, laid out all at once."""
-        assert self._selection.pack is not None
-        layout = self._selection.pack.layout
-        assert isinstance(layout, PlannedLayout)
-        stream, per_frame = layout.stream, layout.tokens_per_frame(self._selection.num_codebooks[layout.stream])
-        tokens = layout.lay(codes.books[stream], self._selection.specs[stream])
-        begins = codes.begins_N[stream] * per_frame
-        ends = begins + codes.frames_N[stream] * per_frame
-        return [tokens[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+    def _lay(self, part: _Part, rows: ShardRows) -> _LaidSegments:
+        """The taken segments of a shard, laid out all at once."""
+        plan, steps_N = self._selection.plan, part.num_steps
+        assert plan is not None
+        laid = plan.lay(rows.streams)
+        assert len(laid.tokens) == steps_N.sum(), "a layout gives as many steps as it said"
+        losses = None if laid.loss_S is None else _split(laid.loss_S, steps_N)
+        return _LaidSegments(_split(laid.tokens, steps_N), losses, _frames_by_segment(plan, laid, steps_N))
 
-    def _sequences(self, ids: list[str], sources: list[NDArray[np.integer]]) -> LaneTokens:
-        """The sequences of segments whose tokens are `sources`, these in the order of the shards' rows.
-
-        One copy for each piece: with pieces of a second or more faster than gathering all tokens at once.
-        """
+    def _sequences(self, ids: list[str], shards: list[_LaidSegments]) -> LaneTokens:
+        """The sequences of segments that were laid out, these in the order of the shards' rows."""
         packed, pack = self._packed, self._selection.pack
         assert packed is not None
         assert pack is not None
-        dtype = sources[0].dtype if sources else np.dtype(np.int32)
-        tokens = np.zeros(packed.num_sequences * pack.length, dtype=dtype)
-        segments = self._order_N[packed.segment_P].tolist()
-        to_P = (packed.sequence_P * pack.length + packed.place_P).tolist()
-        for segment, start, size, to in zip(
-            segments, packed.start_P.tolist(), packed.size_P.tolist(), to_P, strict=True
-        ):
-            tokens[to : to + size] = sources[segment][start : start + size]
+        shape = (packed.num_sequences, pack.length)
+        sources = [each for shard in shards for each in shard.tokens]
+        tokens = self._joined(packed, sources, pack.length)
+        loss_NL = None
+        if any(shard.losses is not None for shard in shards):
+            losses = [each for shard in shards for each in shard.losses or map(_all_predicted, shard.tokens)]
+            loss_NL = self._joined(packed, losses, pack.length).reshape(shape)
         first_piece = np.searchsorted(packed.sequence_P, np.arange(packed.num_sequences + 1))
-        return LaneTokens(ids, tokens.reshape(-1, pack.length), packed, first_piece)
+        plan = self._selection.plan
+        frames = {
+            stream: self._frames(packed, shards, stream, token)
+            for stream, token in (plan.frame_tokens if plan else {}).items()
+        }
+        return LaneTokens(ids, tokens.reshape(*shape, *tokens.shape[1:]), loss_NL, frames, packed, first_piece)
 
-    def _read(self, part: _Rows) -> _Codes:
-        selection = self._selection
-        books, begins, ids = {}, {}, None
-        for name, file in part.files.items():
-            columns = code_columns(selection.num_codebooks[name])
-            table = file.read(["id", *columns])
-            found = _one(table["id"])
-            if ids is None:
-                ids = found
-            elif not ids.equals(found):
-                raise _other_segments(next(iter(part.files)), name, part.shard)
-            flat = [flat_values(table[column]) for column in columns]
-            where = f"{selection.streams[name].root_uri}/{selection.streams[name].path(part.shard)}"
-            require_sound(flat, part.rows_N, part.frames_N[name], stream_spec(selection.streams[name]), where)
-            books[name] = [values for values, _ in flat]
-            begins[name] = flat[0][1][part.rows_N].astype(np.int64)
-        assert ids is not None
-        if part.corpus_ids is not None and not part.corpus_ids.equals(ids):
-            raise _other_segments("corpus", next(iter(part.files)), part.shard)
-        return _Codes(ids.take(pa.array(part.rows_N)), books, begins, part.frames_N)
+    def _joined(self, packed: Packed, sources: Sequence[NDArray[Any]], length: int) -> NDArray[Any]:
+        """All sequences end to end. One copy for each piece: with pieces of a second or more faster than gathering."""
+        like = sources[0] if sources else np.empty(0, dtype=np.int32)
+        joined = np.zeros((packed.num_sequences * length, *like.shape[1:]), dtype=like.dtype)
+        to_P = (packed.sequence_P * length + packed.place_P).tolist()
+        for segment, start, size, to in self._pieces(packed, to_P):
+            joined[to : to + size] = sources[segment][start : start + size]
+        return joined
+
+    def _frames(self, packed: Packed, shards: Sequence[_LaidSegments], stream: str, token: int) -> list[Halves]:
+        """The frames of each piece: views, which batches copy."""
+        sources = [each for shard in shards for each in shard.tokens]
+        frames = [each for shard in shards for each in shard.frames[stream]]
+        before_S = _frames_before(np.concatenate(sources), token)
+        ends_N = np.cumsum([len(each) for each in sources])
+        begins_P = np.concatenate([[0], ends_N])[self._order_N[packed.segment_P]]
+        from_P = before_S[begins_P + packed.start_P]
+        num_P = before_S[begins_P + packed.start_P + packed.size_P] - from_P
+        spans_P = np.stack([from_P - before_S[begins_P], num_P], axis=1).tolist()
+        return [frames[segment][first : first + num] for segment, _, _, (first, num) in self._pieces(packed, spans_P)]
+
+    def _pieces(self, packed: Packed, with_P: list[Any]) -> Iterator[tuple[int, int, int, Any]]:
+        """Segment, start and size of each piece, and what is given with it."""
+        segments = self._order_N[packed.segment_P].tolist()
+        yield from zip(segments, packed.start_P.tolist(), packed.size_P.tolist(), with_P, strict=True)
+
+
+def _split(array: NDArray[Any], counts_N: Ints) -> list[NDArray[Any]]:
+    """Views of runs of so many."""
+    ends = np.cumsum(counts_N)
+    return [array[begin:end] for begin, end in zip((ends - counts_N).tolist(), ends.tolist(), strict=True)]
+
+
+def _all_predicted(tokens: Codes) -> NDArray[np.bool_]:
+    return np.ones(len(tokens), dtype=bool)
+
+
+def _frames_before(tokens: Codes, token: int) -> Ints:
+    """How many steps before each, and before the end, hold a frame."""
+    first_column = tokens if tokens.ndim == 1 else tokens[:, 0]
+    return np.concatenate([[0], np.cumsum(first_column == token)])
+
+
+def _frames_by_segment(plan: Plan, laid: Laid, steps_N: Ints) -> dict[str, list[Halves]]:
+    frames = {}
+    for stream, token in plan.frame_tokens.items():
+        counts_N = np.diff(_frames_before(laid.tokens, token)[np.cumsum(steps_N)], prepend=0)
+        assert counts_N.sum() == len(laid.frames[stream]), "a layout gives a frame with each of its tokens"
+        frames[stream] = _split(laid.frames[stream], counts_N)
+    return frames
 
 
 class Window:
@@ -192,7 +225,11 @@ class WindowReader:
         self._root = Root(selection.root_uri)
         self._pool = pool
         self._epochs: dict[int, list[list[int]]] = {}
-        self._ahead: dict[tuple[int, int], list[Future[_Rows]]] = {}
+        self._ahead: dict[tuple[int, int], list[Future[_Part]]] = {}
+
+    @property
+    def grouping(self) -> Grouping | None:
+        return self._selection.grouping
 
     def num_windows(self, epoch: int) -> int:
         return len(self._shards(epoch))
@@ -204,7 +241,7 @@ class WindowReader:
         if index + 1 < self.num_windows(epoch):
             self._request(epoch, index + 1)
         pack = self._selection.pack
-        sizes = [len(part.rows_N) if pack is None else int(token_counts(self._selection, part).sum()) for part in parts]
+        sizes = [len(part.taken) if part.steps_N is None else int(part.steps_N.sum()) for part in parts]
         lanes = lanes_of(sizes, 1 if pack is None else _LANE_SEQUENCES * pack.length)
         return Window(
             [Lane(self._selection, [parts[index] for index in lane], epoch) for lane in lanes],
@@ -223,119 +260,43 @@ class WindowReader:
             self._epochs = {epoch: windows}
         return self._epochs[epoch]
 
-    def _request(self, epoch: int, index: int) -> "list[Future[_Rows]]":
+    def _request(self, epoch: int, index: int) -> list[Future[_Part]]:
         if (epoch, index) not in self._ahead:
             shards = self._shards(epoch)[index]
-            self._ahead[epoch, index] = [self._pool.submit(self._rows, shard) for shard in shards]
+            self._ahead[epoch, index] = [
+                self._pool.submit(_plan, self._selection, self._root, shard) for shard in shards
+            ]
         return self._ahead[epoch, index]
 
-    def _rows(self, shard: int) -> _Rows:
-        selection = self._selection
-        taken, frames, files = None, {}, {}
-        for name, snapshot in selection.streams.items():
-            files[name] = self._open(snapshot, shard, stream_schema(stream_spec(snapshot)))
-            column = _one(files[name].read(["num_frames"])["num_frames"])
-            frames[name] = column.fill_null(0).to_numpy().astype(np.int64)
-            good = column.is_valid().to_numpy(zero_copy_only=False)
-            taken = good if taken is None else taken & good
-        assert taken is not None
-        corpus_ids = None
-        if selection.where is not None:
-            mask, corpus_ids = self._chosen(shard, len(taken))
-            taken &= mask
-        rows_N = np.flatnonzero(taken)
-        frames_N = {name: every[rows_N] for name, every in frames.items()}
-        part = _Rows(shard, files, rows_N, frames_N, corpus_ids, None)
-        if selection.pack is None or isinstance(selection.pack.layout, PlannedLayout):
-            return part
-        return _laid_out(selection, part)
 
-    def _chosen(self, shard: int, num_rows: int) -> tuple[NDArray[np.bool_], pa.Array]:
-        """Which rows of a shard the filter takes, and the ids of all."""
-        corpus = self._selection.corpus
-        assert corpus is not None
-        file = self._open(corpus, shard, CORPUS_SCHEMA)
-        columns = filter_columns(self._selection.where)
-        table = file.read(list(dict.fromkeys(["id", *columns])))
-        if table.num_rows != num_rows:
-            raise _other_segments("corpus", next(iter(self._selection.streams)), shard)
-        mask = arrow_dataset.dataset(table).to_table(columns={"taken": self._selection.where})["taken"]
-        return _one(mask).fill_null(False).to_numpy(zero_copy_only=False), _one(table["id"])
-
-    def _open(self, snapshot: Snapshot, shard: int, schema: pa.Schema) -> ParquetShard:
-        return ParquetShard(self._root, snapshot.path(shard), snapshot.files[shard].size_bytes, schema=schema)
+def _plan(selection: Selection, root: Root, shard: int) -> _Part:
+    """The rows of a shard that are taken, with what is needed to know how many steps they have."""
+    taken = take_rows(selection, root, shard)
+    if selection.pack is None:
+        return _Part(taken)
+    plan, layout = selection.plan, selection.pack.layout
+    if plan is None:
+        assert not isinstance(layout, PlannedLayout)
+        return _laid_out(selection, selection.pack, layout, taken)
+    rows = taken.counts()
+    if plan.read_to_plan:
+        rows |= read_rows(selection, taken, sorted({stream_of(name) for name in plan.read_to_plan})).streams
+    return _Part(taken, plan.num_steps(rows))
 
 
-def token_counts(selection: Selection, part: _Rows) -> Ints:
-    """Tokens of each taken segment."""
-    assert selection.pack is not None
-    if part.laid_out is not None:
-        return np.array([len(tokens) for tokens in part.laid_out], dtype=np.int64)
-    layout = selection.pack.layout
-    assert isinstance(layout, PlannedLayout)
-    return part.frames_N[layout.stream] * layout.tokens_per_frame(selection.num_codebooks[layout.stream])
-
-
-def require_sound(
-    books: list[tuple[NDArray[np.integer], NDArray[np.int32]]],
-    rows_N: Ints,
-    frames_N: Ints,
-    spec: StreamSpec,
-    where: str,
-) -> None:
-    """Raise `CorruptFile` unless each codebook has as many codes as there are frames, and none outside it."""
-    offsets = books[0][1]
-    same = all(np.array_equal(offsets, others) for _, others in books)
-    if not same or not np.array_equal(offsets[rows_N + 1] - offsets[rows_N], frames_N):
-        raise CorruptFile(f"{where}: there are rows with fewer or more codes than frames. Make the stream again.")
-    for values, _ in books:
-        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < spec.codebook_size:
-            raise CorruptFile(f"{where}: there are codes outside 0 to {spec.codebook_size - 1}. Make the stream again.")
-
-
-def _laid_out(selection: Selection, part: _Rows) -> _Rows:
+def _laid_out(selection: Selection, pack: Pack, layout: Layout, taken: TakenRows) -> _Part:
     """The rows with the tokens that a layout which cannot plan gives for each."""
-    assert selection.pack is not None
-    pack = selection.pack
-    codes: LaneCodes = Lane(replace(selection, pack=None, shuffle=False), [part], epoch=0).load()  # pyright: ignore[reportAssignmentType]
+    rows = read_rows(selection, taken)
     laid_out = []
-    for index, id_ in enumerate(codes.ids):
-        segment = Segment(id_, segment_codes(codes, index))
-        tokens = np.asarray(pack.layout(segment), dtype=np.int64).reshape(-1)
+    for index in range(len(taken)):
+        segment = rows.segment(index)
+        tokens = np.asarray(layout(segment), dtype=np.int64).reshape(-1)
         limit = pack.vocab_size or 2**31
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < limit:
             raise UserError(
-                f"The layout gives token {int(tokens.max() if tokens.min() >= 0 else tokens.min())} for segment {id_}; "
-                f"tokens must lie in 0 to {limit - 1:,}."
+                f"The layout gives token {int(tokens.max() if tokens.min() >= 0 else tokens.min())} for segment "
+                f"{segment.id}; tokens must lie in 0 to {limit - 1:,}."
             )
         laid_out.append(tokens.astype(token_dtype(limit)))
-    return _Rows(
-        part.shard, part.files, part.rows_N, part.frames_N, part.corpus_ids, laid_out, pa.array(codes.ids, pa.string())
-    )
-
-
-def segment_codes(lane: LaneCodes, index: int) -> dict[str, torch.Tensor]:
-    """Codes `[K, T]` int64 of one segment by stream."""
-    shard, row = lane.shards[lane.shard_N[index]], lane.row_N[index]
-    codes = {}
-    for name, books in shard.books.items():
-        begin = shard.begins_N[name][row]
-        end = begin + shard.frames_N[name][row]
-        codes[name] = torch.from_numpy(np.stack([book[begin:end] for book in books]).astype(np.int64))
-    return codes
-
-
-def _other_segments(first: str, second: str, shard: int) -> UserError:
-    return UserError(
-        f"{_named(first)} and {_named(second)} hold other segments in shard {shard}: they were not made from the same "
-        "corpus. Read them apart, or make one of them again."
-    )
-
-
-def _named(name: str) -> str:
-    return "The corpus" if name == "corpus" else f"stream {name!r}"
-
-
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    array = column.combine_chunks()
-    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+    steps_N = np.array([len(tokens) for tokens in laid_out], dtype=np.int64)
+    return _Part(taken, steps_N, laid_out, rows.ids)

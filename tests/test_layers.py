@@ -1,6 +1,7 @@
 """The house stands: arrows between the folders, one file per heavy library, no cycles, no `__init__.py`."""
 
 import ast
+import functools
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -14,7 +15,7 @@ FOLDERS = {
     "tokenizers": {"tokenizers"},
 }
 HEAVY = {
-    "ray": {"jobs/ray_engine.py"},
+    "ray": {"jobs/ray_engine.py", "jobs/lm/ray_train.py"},  # Ray itself; Ray Train
     "faiss": {"tokenizers/fit.py"},
     "deltalake": {"storage/table.py"},
     "webdataset": {"pipelines/export.py"},
@@ -29,22 +30,24 @@ HEAVY = {
 
 
 def modules() -> dict[str, Path]:
-    return {f"{folder}.{path.stem}": path for folder in FOLDERS for path in sorted((REPO / folder).glob("*.py"))}
+    """By dotted name below the package: `storage.table`, `pipelines.layouts.flat`."""
+    files = [path for folder in FOLDERS for path in sorted((REPO / folder).rglob("*.py"))]
+    return {".".join(path.relative_to(REPO).with_suffix("").parts): path for path in files}
 
 
+@functools.cache
 def imports(path: Path) -> tuple[set[str], set[str]]:
-    """Modules of ours (as folder.module) and top-level names of other packages that a file imports anywhere."""
+    """Modules of ours and top-level names of other packages that a file imports anywhere."""
     ours, others = set(), set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             others |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             others.add((node.module or "").partition(".")[0])
-        elif isinstance(node, ast.ImportFrom) and node.module is None:
-            ours |= {f"{path.parent.name}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            folder = path.parent.name if node.level == 1 else ""
-            ours.add(f"{folder}.{node.module}" if folder else str(node.module))
+            above = path.relative_to(REPO).parts[: -node.level]
+            names = [alias.name for alias in node.names] if node.module is None else [node.module]
+            ours |= {".".join([*above, name]) for name in names}
     return ours, others
 
 

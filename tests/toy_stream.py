@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from wavemill.pipelines.layouts.flat import flatten
 from wavemill.storage.batches import PackedBatch, TokenBatch
 from wavemill.storage.codes import open_corpus
 from wavemill.storage.dataset import MixedDataset, TokenDataset
-from wavemill.storage.layouts import Segment, flatten
+from wavemill.storage.layouts import Segment
 from wavemill.storage.packing import PackingMethod
 from wavemill.storage.root import Root
 from wavemill.storage.schema import CORPUS_SCHEMA, code_columns, stream_schema

@@ -38,9 +38,9 @@ import pyarrow.parquet as pq
 import torch
 from synthetic_tokens import STREAM, flattened, make_metadata, make_stream, segments, synthetic_spec, write_tar
 from torch import Tensor
+from wavemill.pipelines.layouts.flat import flatten
 from wavemill.storage.codes import open_stream
 from wavemill.storage.dataset import TokenDataset
-from wavemill.storage.layouts import flatten
 from wavemill.storage.root import Root
 from wavemill.storage.selection import Pack
 from wavemill.storage.table import Snapshot

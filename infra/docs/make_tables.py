@@ -9,10 +9,12 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`. tests/docs hol
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from wavemill.jobs.recipe_file import recipe_text
 from wavemill.jobs.show import exact_rate
 from wavemill.pipelines.error_classes import ERROR_CLASSES
+from wavemill.pipelines.layouts.registry import ENTRIES
 from wavemill.pipelines.sniff import FORMATS
 from wavemill.pipelines.sources import SOURCE_KINDS
 from wavemill.storage.schema import CORPUS_SCHEMA
@@ -72,8 +74,33 @@ def tables() -> dict[str, str]:
             ),
             (_tokenizer(entry) for entry in REGISTRY.values()),
         ),
+        "layouts": _table(
+            ("layout", "what it is", "after", "streams (1: one codebook)", "other options, by default"),
+            (_layout(entry.describe()) for entry in ENTRIES),
+        ),
         "recipe": f"```yaml\n{recipe_text('recipe.yaml')}```\n",
     }
+
+
+def _layout(told: dict[str, Any]) -> tuple[str, ...]:
+    """The row of a layout."""
+    streams = {
+        option["name"]: told["streams"].get(option["name"])
+        for option in told["options"]
+        if option["name"] in told["streams"]
+    }
+    others = [
+        f"`{option['name']}` {option['default'] or ''}".strip()
+        for option in told["options"]
+        if option["name"] not in streams
+    ]
+    return (
+        f"[`{told['name']}`](#{told['name']})",
+        told["about"],
+        told["paper"],
+        ", ".join(f"`{option}`" + (" (1)" if books == 1 else "") for option, books in streams.items()),
+        ", ".join(others),
+    )
 
 
 def _tokenizer(entry: TokenizerEntry) -> tuple[str, ...]:

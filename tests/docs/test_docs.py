@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -16,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from wavemill.jobs.cli import main
 from wavemill.jobs.console import app
 from wavemill.jobs.recipe import Recipe
+from wavemill.pipelines.layouts.registry import LAYOUTS, parse_layout
 from wavemill.tokenizers.registry import REGISTRY
 
 REPO = Path(__file__).resolve().parents[2]
@@ -71,8 +73,11 @@ def test_what_the_readme_and_the_inputs_page_say_can_be_done(labelled: Path):
 @pytest.mark.parametrize(
     "name",
     [
-        *("dataset.md", "training.md"),
-        *(pytest.param(f"{name}.md", marks=pytest.mark.slow) for name in ("recipes", "errors", "tokens", "tokenizers")),
+        *("dataset.md", "training.md", "layouts.md"),
+        *(
+            pytest.param(f"{name}.md", marks=pytest.mark.slow)
+            for name in ("recipes", "errors", "tokens", "tokenizers", "lm")
+        ),
     ],
 )
 def test_what_the_docs_say_can_be_done(name: str, labelled: Path):
@@ -98,7 +103,7 @@ def test_tables_that_mirror_the_code_equal_it():
         text = document.read_text()
         tables += text.count("<!-- table: ")
         assert filled(text) == text, f"{document} is out of date: python infra/docs/make_tables.py"
-    assert tables == 6
+    assert tables == 7
 
 
 def test_every_command_and_every_option_of_corpus_build_is_in_the_docs():
@@ -150,8 +155,23 @@ def test_every_tokenizer_that_the_docs_recommend_to_a_system_is_registered():
     assert named - set(REGISTRY) == set()
 
 
+def test_every_layout_has_its_section_with_its_command_its_python_and_its_picture():
+    text = (FOLDER / "layouts.md").read_text()
+    for name, entry in LAYOUTS.items():
+        section = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        assert f"wavemill layout show {entry.example} tokens\n" in section, name
+        assert entry.paper in section, name
+        picture = re.search(r"!\[.*\]\((layouts/.*\.png)\)", section)
+        assert picture is not None, name
+        assert picture[1] == f"layouts/{name}.png"
+        [python] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+        said: dict[str, Any] = {}
+        exec(python, said)
+        assert said["layout"] == parse_layout(entry.example), name
+
+
 def test_pictures_in_the_docs_are_small():
-    pictures = sorted(FOLDER.glob("*.png"))
+    pictures = sorted(FOLDER.rglob("*.png"))
     assert pictures
     assert all(picture.stat().st_size < 200_000 for picture in pictures)
 

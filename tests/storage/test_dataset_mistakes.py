@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from wavemill.pipelines.layouts.flat import flatten, semantic
 from wavemill.storage.codes import open_stream, stream_spec
 from wavemill.storage.dataset import MixedDataset, Pack, TokenDataset
-from wavemill.storage.layouts import flatten, semantic
 from wavemill.storage.parquet import CorruptFile, read_parquet
 from wavemill.storage.root import Root
 from wavemill.storage.schema import stream_schema

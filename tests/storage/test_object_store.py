@@ -25,11 +25,11 @@ from typer.main import get_command
 from wavemill.jobs.cli import app
 from wavemill.jobs.engine import InlineEngine
 from wavemill.jobs.tokenize import TokenizeOptions, tokenize
+from wavemill.pipelines.layouts.flat import flatten
 from wavemill.storage import vacuum as vacuuming
 from wavemill.storage.batches import PackedBatch, TokenBatch
 from wavemill.storage.codes import list_streams, open_corpus, open_stream
 from wavemill.storage.dataset import TokenDataset
-from wavemill.storage.layouts import flatten
 from wavemill.storage.pins import list_pins, pin, read_pin, unpin
 from wavemill.storage.root import Root
 from wavemill.storage.schema import code_columns, stream_schema
@@ -42,18 +42,23 @@ Wavemill = Callable[..., CompletedProcess[str]]
 # every command that takes a dataset, with what it needs besides; {x} is filled in below
 COMMANDS = {
     "codebook fit": "mfcc-kmeans --name second --size 50 --budget 1MB",
+    "codebook export": "second --to {folder}/second.npy --json",
     "codebook import": "{centroids} mfcc-kmeans --name third",
+    "codebook report": "second --json",
     "corpus show": "--json",
     "decode": "--to {remote}/sound --limit 2 --json",
     "doctor": "--json",
     "export": "--view plain --json",
     "inspect": "--json",
+    "layout show": "delay:stream=acoustic {root} --json",
     "phones": "--labels {labels} --json",
     "pin": "base --json",
     "pins": "--json",
     "quarantine": "--json",
     "repair": "--engine inline --json",
     "tokenize": "--engine inline --json",
+    "train lm": "--layout semantic:stream=semantic --to {folder}/run --steps 2 --length 32 --dim 16 --heads 1",
+    "units fit": "semantic --size 110 --json",
     "unpin": "base",
     "vacuum": "--dry-run --json",
     "verify": "--sample 2 --json",
@@ -209,8 +214,9 @@ def test_every_command_that_takes_a_dataset_takes_one_in_the_store(
     labels.write_text("file,start_s,end_s,phone\nspeech/de_frieda_01.mp3,0,1,a\nspeech/de_frieda_02.flac,0,1,b\n")
     assert sorted(_commands_with_root(get_command(app))) == sorted(COMMANDS)
     for command, options in COMMANDS.items():
-        given = options.format(centroids=centroids, labels=labels, remote=remote).split()
-        done = in_process(*command.split(), remote, *given)
+        given = options if "{root}" in options else f"{{root}} {options}"
+        given = given.format(root=remote, centroids=centroids, labels=labels, remote=remote, folder=tmp_path)
+        done = in_process(*command.split(), *given.split())
         assert done.returncode == 0, (command, done.stderr)
     exported = json.loads(on_swift.get(f"{remote}/webdataset/plain/index.json"))
     local = in_process("export", copy_root(finished_root), "--json")
