@@ -34,7 +34,7 @@ def lm(
     learning_rate: Annotated[float, typer.Option(min=0.0, help="The highest.")] = 1e-3,
     warmup: Annotated[int, typer.Option(min=0, help="Steps in which the learning rate rises.")] = 100,
     weight_decay: Annotated[float, typer.Option(min=0.0)] = 0.1,
-    clip: Annotated[float, typer.Option(min=0.0, help="The largest norm of a gradient.")] = 1.0,
+    clip: Annotated[float, typer.Option(min=0.0, help="The largest norm of a gradient; 0: any.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=10**9, help="Of weights, order and draws.")] = 0,
     evaluate_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 100,
     save_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 500,

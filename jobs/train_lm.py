@@ -1,6 +1,7 @@
 """The job that trains a language model on a dataset's tokens: begins a run or goes on with it, says how it went."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,16 @@ from ..storage.root import Root
 from ..storage.stores import has_scheme
 from ..tokenizers.spec import UserError
 from .lm.bigram import Baseline
-from .lm.checkpoints import checkpoint_of, newest_checkpoint
+from .lm.checkpoints import LOCK, checkpoint_of, locked, newest_checkpoint, write_whole
 from .lm.data import held_out_batches, new_record, one_epoch, training_part
 from .lm.model import num_parameters
 from .lm.objectives import Objective
 from .lm.reports import TrainProgress, draw_loss, read_log
-from .lm.settings import RECORD, Record, TrainSettings, begun_or, read_record, require_same_settings
+from .lm.settings import RECORD, Record, TrainSettings, begun_or, placed, read_record, require_same_settings
 from .lm.train import Means, evaluation_draws, train
 
 BASELINE, REPORT = "baseline.json", "report.json"
+_LEFT = {f".{RECORD}", LOCK}  # by a start that was killed before it had written its record
 _COUNTED = 50_000_000  # steps of the training part that a baseline is counted on, at most
 
 
@@ -29,10 +31,11 @@ def train_lm(
     The run's folder `to` says what was begun: the same settings go on, others are refused. Raises `UserError`.
     """
     folder = run_folder(to)
-    record = _begun(folder, settings)
-    training_part(record, rank=0, world_size=ray_workers or 1)  # which says what does not fit
-    baseline = _baseline(folder, record)
-    with TrainProgress(record.settings.steps) as progress:
+    with ExitStack() as held:
+        record = _begun(folder, placed(settings), held)
+        training_part(record, rank=0, world_size=ray_workers or 1)  # which says what does not fit
+        baseline = _baseline(folder, record)
+        progress = held.enter_context(TrainProgress(record.settings.steps))
         if ray_workers is None:
             reached = train(record, folder, _shown(means, progress))
         else:
@@ -41,7 +44,7 @@ def train_lm(
             reached = train_on_ray(
                 record, folder, means, num_workers=ray_workers, address=address, on_step=progress.advance
             )
-    return _report(folder, record, baseline, reached)
+        return _report(folder, record, baseline, reached)
 
 
 def run_folder(to: str) -> Path:
@@ -72,36 +75,42 @@ def load_run(to: str, *, step: int | None = None) -> tuple[Record, Objective]:
     return record, objective.eval()
 
 
-def _begun(folder: Path, asked: TrainSettings) -> Record:
-    """The record of a run, made where there is none. Raises `UserError` for other settings, or another's folder."""
+def _begun(folder: Path, asked: TrainSettings, held: ExitStack) -> Record:
+    """The record of a run, made where there is none, and its folder locked.
+
+    Raises `UserError` for other settings, another's folder, and one that another process trains in.
+    """
     record = read_record(folder)
     if record is not None:
         settings = begun_or(asked, record)
         require_same_settings(folder, record.settings, settings)
+        held.enter_context(locked(folder))
         return replace(record, settings=settings)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - _LEFT):
         raise UserError(f"--to {folder} is not empty, and no training run. Name another folder.")
     record = new_record(asked)
     objective = record.build().objective  # what does not fit is said before anything is written
     objective.prepare(Root(asked.root), record.versions)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{RECORD}"
-    temporary.write_text(json.dumps(record.to_json(), indent=1))
-    temporary.rename(folder / RECORD)
-    return record
+    with locked(folder):
+        if not (folder / RECORD).exists():
+            write_whole(folder / RECORD, json.dumps(record.to_json(), indent=1))
+    return _begun(folder, asked, held)
 
 
 def _baseline(folder: Path, record: Record) -> Baseline:
     """What predicts the held-out targets without a model, counted once for a run."""
     path = folder / BASELINE
-    if path.exists():
+    try:
         return Baseline(**json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        pass  # counted again
     held_out = held_out_batches(record)
     objective = record.build().objective
     objective.prepare(Root(record.settings.root), record.versions)
     with evaluation_draws(record.settings.seed) as generator:
         baseline = objective.baseline(one_epoch(record, max_steps=_COUNTED), held_out, generator)
-    path.write_text(json.dumps(asdict(baseline)))
+    write_whole(path, json.dumps(asdict(baseline)))
     return baseline
 
 
@@ -125,8 +134,9 @@ def _report(folder: Path, record: Record, baseline: Baseline, reached: int) -> d
         "baseline": baseline.name,
         "baseline_loss": baseline.nats,
         "baseline_targets": baseline.num_targets,
+        "baseline_steps_at_most": _COUNTED,
     }
-    (folder / REPORT).write_text(json.dumps(report, indent=1))
+    write_whole(folder / REPORT, json.dumps(report, indent=1))
     draw_loss(folder, f"{record.settings.layout}, objective {record.objective}", (baseline.name, baseline.nats))
     return report
 

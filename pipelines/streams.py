@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..storage.codes import list_streams, stream_spec
+from ..storage.joined import OF_WAVEFORMS
 from ..storage.root import Root
 from ..storage.schema import require_stream_name
 from ..storage.table import Snapshot, read_snapshot
@@ -28,7 +29,6 @@ from .resample import VERSION as RESAMPLER_VERSION
 STREAMS = "streams"
 CODEBOOKS = "codebooks"
 CTC = ".ctc"  # after a stream's name: the model that merges its frames
-_OF_WAVEFORMS = ("decoder", "resampler", "transforms", "separator")  # of a full fingerprint: no tokenizer's
 
 
 class StreamMismatch(UserError):
@@ -145,7 +145,7 @@ def source_of_table(name: str, snapshot: Snapshot) -> SourceStream:
 
 
 def _source_stream(name: str, spec: StreamSpec, fingerprint: dict[str, str]) -> SourceStream:
-    parts = {part: value for part, value in without_revision(fingerprint).items() if part not in _OF_WAVEFORMS}
+    parts = {part: value for part, value in without_revision(fingerprint).items() if part not in OF_WAVEFORMS}
     return SourceStream(name, spec, parts)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..tokenizers.spec import StreamSpec
+from ..tokenizers.spec import StreamSpec, UserError
 
 Codes = NDArray[np.integer]
 Ints = NDArray[np.int64]
@@ -98,7 +98,10 @@ class GroupBy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """Groups of `num_members` rows of one shard; of more separated children the first ones. Others are left out."""
+    """Groups of `num_members` rows of one shard; of more separated children the first ones. Others are left out.
+
+    So are pairs that have further rows, in this shard or in another.
+    """
 
     by: GroupBy
     num_members: int
@@ -109,7 +112,8 @@ class PlannedLayout(Protocol):
     """A layout that knows its sizes from frame counts, and lays out many segments at once.
 
     One that takes chunked streams says so by an attribute `takes_chunks`, one of several rows of a corpus by
-    `grouping`: it is then given the streams of each member, by the names that `member` gives.
+    `grouping`: it is then given the streams of each member, by the names that `member` gives. One that gives two
+    streams the same tokens says so by `same_tokens`, pairs of their names: they must be of one tokenizer and codebook.
     """
 
     @property
@@ -133,6 +137,13 @@ def member(stream: str, index: int) -> str:
 def stream_of(name: str) -> str:
     """The stream that a layout knows by this name."""
     return name.partition("@")[0]
+
+
+def require_made(layout: object) -> None:
+    """Raise `UserError` for the class of a layout in the place of a layout."""
+    if isinstance(layout, type):
+        name = layout.__name__
+        raise UserError(f"The layout {name} was given without what it takes: write {name}(...), with its streams.")
 
 
 def grouping_of(layout: object) -> Grouping | None:

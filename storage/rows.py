@@ -11,20 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as arrow_dataset
 import torch
-from numpy.typing import NDArray
 
 from ..tokenizers.spec import StreamSpec, UserError
 from .codes import flat_values, stream_spec
-from .layouts import GroupBy, Grouping, Halves, Ints, Segment, StreamRows, member
+from .groups import Key, group_columns, groups_of
+from .layouts import Halves, Ints, Segment, StreamRows, member
 from .parquet import CorruptFile, ParquetShard
 from .root import Root
 from .schema import CORPUS_SCHEMA, code_columns, stream_schema
 from .selection import Selection, filter_columns
 from .table import Snapshot
-
-_Key = tuple[str, ...]  # what the rows of a group share
-_SHARED_BY = {GroupBy.PAIR: ["source", "pair"], GroupBy.PARENT: ["parent"]}  # columns of the corpus
-_ORDERED_BY = {GroupBy.PAIR: [], GroupBy.PARENT: ["separated"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +55,8 @@ class GroupCounts:
 
     taken: int
     refused: int  # a member has an error, or is not chosen by the filter
-    incomplete: int  # with fewer rows than a group has members, pairs also with more
-    apart: int  # whose rows lie in several shards
+    incomplete: int  # with fewer rows than a group has members, pairs also with more; children without their numbers
+    apart: int  # whose rows lie in several shards of the corpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +101,12 @@ def take_rows(selection: Selection, root: Root, shard: int) -> TakenRows:
     if selection.where is not None:
         mask = arrow_dataset.dataset(table).to_table(columns={"taken": selection.where})["taken"]
         taken &= _one(mask).fill_null(False).to_numpy(zero_copy_only=False)
-    members = (np.flatnonzero(taken),) if grouping is None else tuple(_groups(table, taken, grouping))
-    return TakenRows(shard, files, members, frames, _one(table["id"]), is_grouped=grouping is not None)
+    if grouping is None:
+        return TakenRows(shard, files, (np.flatnonzero(taken),), frames, _one(table["id"]))
+    groups = groups_of(table, grouping, selection.pairs_apart).values()
+    whole = [rows for rows in groups if rows is not None and taken[rows].all()]
+    members = tuple(np.array(whole, dtype=np.int64).reshape(len(whole), grouping.num_members).T)
+    return TakenRows(shard, files, members, frames, _one(table["id"]), is_grouped=True)
 
 
 def read_rows(selection: Selection, taken: TakenRows, streams: Sequence[str] | None = None) -> ShardRows:
@@ -183,48 +183,24 @@ def count_groups(selection: Selection) -> GroupCounts:
     root, grouping = Root(selection.root_uri), selection.grouping
     if grouping is None:
         raise UserError("Groups are counted where a layout takes several rows together, as units-to-units does.")
-    found: dict[_Key, list[tuple[int, bool]]] = {}  # of each shard that has rows of it: how many, and are they taken?
+    found: dict[Key, list[tuple[bool, bool]]] = {}  # of each shard that has rows of it: is it whole there, and taken?
     for shard in selection.shards:
         taken = take_rows(selection, root, shard)
         first_members = set(taken.members[0].tolist())
-        for key, rows in _rows_by_group(_read_corpus(selection, root, shard, taken.num_rows), grouping.by).items():
-            found.setdefault(key, []).append((len(rows), rows[0] in first_members))
-    left_out = [parts for parts in found.values() if not any(is_taken for _, is_taken in parts)]
-    apart = sum(len(parts) > 1 for parts in left_out)
-    refused = sum(len(parts) == 1 and _is_complete(parts[0][0], grouping) for parts in left_out)
+        table = _read_corpus(selection, root, shard, taken.num_rows)
+        for key, rows in groups_of(table, grouping, selection.pairs_apart).items():
+            found.setdefault(key, []).append((rows is not None, rows is not None and rows[0] in first_members))
+    left_out = {key: parts for key, parts in found.items() if not any(is_taken for _, is_taken in parts)}
+    apart = sum(len(parts) > 1 or key in selection.pairs_apart for key, parts in left_out.items())
+    refused = sum(len(parts) == 1 and parts[0][0] for parts in left_out.values())
     return GroupCounts(len(found) - len(left_out), refused, len(left_out) - apart - refused, apart)
-
-
-def _groups(table: pa.Table, taken: NDArray[np.bool_], grouping: Grouping) -> list[Ints]:
-    """Rows of each member, group by group in the order of their first rows. Rows of no group are left out."""
-    num = grouping.num_members
-    groups = _rows_by_group(table, grouping.by).values()
-    whole = [rows[:num] for rows in groups if _is_complete(len(rows), grouping) and taken[rows[:num]].all()]
-    return list(np.array(whole, dtype=np.int64).reshape(len(whole), num).T)
-
-
-def _rows_by_group(table: pa.Table, by: GroupBy) -> dict[_Key, list[int]]:
-    """The rows of each group in the order of its members."""
-    columns = [_one(table[name]).to_pylist() for name in _SHARED_BY[by]]
-    groups: dict[_Key, list[int]] = {}
-    for row, key in enumerate(zip(*columns, strict=True)):
-        if None not in key:
-            groups.setdefault(key, []).append(row)
-    places = [_one(table[name]).to_pylist() for name in _ORDERED_BY[by]]
-    return {key: sorted(rows, key=lambda row: [place[row] for place in places]) for key, rows in groups.items()}
-
-
-def _is_complete(num_rows: int, grouping: Grouping) -> bool:
-    """Whether it can be told which rows of a group are its members: of a pair's three rows one may be the wrong one."""
-    return num_rows == grouping.num_members or (grouping.by is GroupBy.PARENT and num_rows > grouping.num_members)
 
 
 def _read_corpus(selection: Selection, root: Root, shard: int, num_rows: int) -> pa.Table:
     assert selection.corpus is not None
     file = _open(root, selection.corpus, shard, CORPUS_SCHEMA)
     filtered = [] if selection.where is None else filter_columns(selection.where)
-    by = selection.grouping and selection.grouping.by
-    grouped = [] if by is None else _SHARED_BY[by] + _ORDERED_BY[by]
+    grouped = [] if selection.grouping is None else group_columns(selection.grouping.by)
     table = file.read(list(dict.fromkeys(["id", *filtered, *grouped])))
     if table.num_rows != num_rows:
         raise other_segments("corpus", next(iter(selection.streams)), shard)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 
 from ..tokenizers.spec import StreamSpec, UserError, did_you_mean
 from .codes import open_corpus, open_stream, stream_spec
+from .groups import Key, pairs_apart
 from .identity import layout_name
-from .layouts import Grouping, Layout, Plan, PlannedLayout, grouping_of, member, stream_of
+from .joined import require_pinned, require_same_corpus, require_same_shards, require_same_tokens
+from .layouts import GroupBy, Grouping, Layout, Plan, PlannedLayout, grouping_of, member, require_made, stream_of
 from .packing import PackingMethod
-from .pins import Pinned, read_pin
+from .pins import read_pin
 from .root import Root
 from .schema import CORPUS_SCHEMA
 from .table import Snapshot
@@ -52,6 +55,7 @@ class Selection:
     seed: int
     shuffle: bool
     window_bytes: int
+    pairs_apart: frozenset[Key] = frozenset()  # pairs of the corpus with rows in several shards
 
     @property
     def shards(self) -> list[int]:
@@ -94,7 +98,7 @@ class Selection:
             "codebooks": self.num_codebooks,
             "shuffle": self.shuffle,
             "window_bytes": self.window_bytes,
-            "where": None if self.where is None else bytes(self.where.to_substrait(CORPUS_SCHEMA)).hex(),
+            "where": None if self.where is None else _filter_hex(self.where),
             "pack": self.pack and [layout_name(self.pack.layout), self.pack.length, self.pack.method],
             "tables": {name: snapshot.table_id for name, snapshot in self.streams.items()},
         }
@@ -113,11 +117,12 @@ class Selection:
                 for name, token in frame_tokens.items()
             ]
             return ", ".join([steps, *wide, *numbers])
-        each = [
-            f"{name} ({f'{spec.dim} numbers' if spec.dim else self.num_codebooks[name]})"
-            for name, spec in sorted(self.specs.items())
-        ]
-        return "streams " + ", ".join(each)
+        return "streams " + ", ".join(self._stream_shape(name, spec) for name, spec in sorted(self.specs.items()))
+
+    def _stream_shape(self, name: str, spec: StreamSpec) -> str:
+        codes = f"{self.num_codebooks[name]} codebook(s) of {spec.codebook_size:,}"
+        durations = ", durations" if spec.durations else ""
+        return f"{name} ({f'{spec.dim} numbers' if spec.dim else codes}{durations})"
 
 
 def select(
@@ -146,9 +151,11 @@ def select(
     pinned = {name: table.version for name, table in tables.items()} if tables else dict(versions or {})
     snapshots = {name: open_stream(place, name, version=pinned.get(name)) for name in wanted}
     if pin is not None:
-        _require_pinned(pin, tables, snapshots)
-    _require_same_corpus(snapshots)
-    _require_same_shards(snapshots)
+        require_pinned(pin, tables, snapshots)
+    require_same_corpus(snapshots)
+    require_same_shards(snapshots)
+    if pack is not None:
+        require_same_tokens(getattr(pack.layout, "same_tokens", ()), snapshots)
     selection = Selection(
         root_uri=place.uri,
         streams=snapshots,
@@ -163,7 +170,7 @@ def select(
     )
     _require_corpus(selection)
     _require_clock(selection)
-    selection = replace(selection, plan=_planned(selection))
+    selection = replace(selection, plan=_planned(selection), pairs_apart=_pairs_apart(selection))
     _require_vocabulary(selection)
     return selection
 
@@ -184,6 +191,8 @@ def _wanted(streams: Mapping[str, int | None] | Sequence[str] | None, pack: Pack
                 f"The layout takes stream {name!r}; the streams to read are {', '.join(wanted)}."
                 f"{did_you_mean(name, list(wanted))}"
             )
+        if books is not None:
+            whole(books, f"The layout's number of codebooks of stream {name!r}")
         if wanted[name] is None:
             wanted[name] = books
     return wanted
@@ -202,10 +211,22 @@ def _planned(selection: Selection) -> Plan | None:
     return plan
 
 
+def _pairs_apart(selection: Selection) -> frozenset[Key]:
+    if selection.corpus is None or selection.grouping is None or selection.grouping.by is not GroupBy.PAIR:
+        return frozenset()
+    return pairs_apart(Root(selection.root_uri), selection.corpus)
+
+
 def filter_columns(where: Any) -> list[str]:
     """Columns of the corpus that an expression speaks of (or more: it cannot be asked)."""
-    told = str(where)
+    told = set(re.findall(r"\w+", str(where)))
     return [name for name in CORPUS_SCHEMA.names if name in told]
+
+
+def _filter_hex(where: Any) -> str:
+    """What tells filters apart in states, whatever other columns the corpus has."""
+    schema = pa.schema([CORPUS_SCHEMA.field(name) for name in filter_columns(where)])
+    return bytes(where.to_substrait(schema)).hex()
 
 
 def _books(name: str, snapshot: Snapshot, count: int | None) -> int:
@@ -215,64 +236,27 @@ def _books(name: str, snapshot: Snapshot, count: int | None) -> int:
         raise UserError(f"Stream {name!r} holds frames of {spec.dim} numbers, not codes: name no number of codebooks.")
     if count is None:
         return there
-    if not 1 <= count <= there:
+    if not 1 <= whole(count, f"The number of codebooks of stream {name!r}") <= there:
         raise UserError(f"Stream {name!r} has {there} codebooks; {count} were asked for.")
     return int(count)
 
 
-def _require_pinned(pin: str, tables: Mapping[str, Pinned], snapshots: Mapping[str, Snapshot]) -> None:
-    """Raise `UserError` for streams that the pin does not name, or that were made anew since."""
-    for name, snapshot in snapshots.items():
-        if name not in tables:
-            raise UserError(
-                f"Pin {pin!r} names no stream {name!r}; it names {', '.join(tables)}. Pin again under another name."
-            )
-        if snapshot.table_id != tables[name].table_id:
-            raise UserError(
-                f"Stream {name!r} is another table than the one that pin {pin!r} names: it was made anew since. Pin "
-                "again under another name."
-            )
-
-
-def _require_same_shards(snapshots: Mapping[str, Snapshot]) -> None:
-    every = set().union(*(snapshot.files for snapshot in snapshots.values()))
-    for name, snapshot in snapshots.items():
-        missing = sorted(every - set(snapshot.files))
-        if missing:
-            raise UserError(
-                f"Stream {name!r} (version {snapshot.version}) lacks {len(missing)} shard(s) that other streams have, "
-                f"the first being {missing[0]}. Finish it with `wavemill tokenize`, or pin older versions of the rest."
-            )
-    (first_name, first), *rest = snapshots.items()
-    for name, snapshot in rest:
-        for shard, file in first.files.items():
-            if snapshot.files[shard].num_rows != file.num_rows:
-                raise UserError(
-                    f"Streams {first_name!r} and {name!r} hold {file.num_rows} and {snapshot.files[shard].num_rows} "
-                    f"segments in shard {shard}: they were not made from the same corpus. Make one of them again."
-                )
-
-
-def _require_same_corpus(snapshots: Mapping[str, Snapshot]) -> None:
-    (first_name, first), *rest = snapshots.items()
-    for name, snapshot in rest:
-        if snapshot.metadata.get("corpus") != first.metadata.get("corpus"):
-            raise UserError(
-                f"Streams {first_name!r} and {name!r} were made over different corpora: their segments do not join. "
-                "Read them apart, or make one of them again."
-            )
-
-
 def _require_corpus(selection: Selection) -> None:
-    """Raise `UserError` if rows are chosen by another corpus than the streams', or by one that lacks shards."""
+    """Raise `UserError` if rows are chosen or grouped by another corpus than the streams', or one that lacks shards."""
     corpus = selection.corpus
     if corpus is None:
         return
     for name, snapshot in selection.streams.items():
         if snapshot.metadata.get("corpus") not in (None, corpus.table_id):
+            by = selection.grouping and selection.grouping.by.value
+            cannot = (
+                "`where` cannot choose among its segments"
+                if selection.where is not None
+                else (f"which of its segments belong together by {by!r} cannot be told")
+            )
             raise UserError(
-                f"Stream {name!r} was made over another corpus than the one that is there now: `where` cannot choose "
-                "among its segments. Restore the old corpus, or make the stream again."
+                f"Stream {name!r} was made over another corpus than the one that is there now: {cannot}. Restore the "
+                "old corpus, or make the stream again."
             )
     missing = sorted(set(selection.shards) - set(corpus.files))
     if missing:
@@ -319,9 +303,7 @@ def _checked(pack: Pack | None) -> Pack | None:
         return None
     if pack.length < 1:
         raise UserError(f"Sequences of {pack.length} tokens were asked for; they must have 1 or more.")
-    if isinstance(pack.layout, type):
-        name = pack.layout.__name__
-        raise UserError(f"The layout {name} was given without what it takes: write {name}(...), with its streams.")
+    require_made(pack.layout)
     if not (callable(pack.layout) or isinstance(pack.layout, PlannedLayout)):
         raise UserError(
             f"The layout {pack.layout!r} cannot be called: give one of wavemill.pipelines.layouts, or a function."
@@ -336,7 +318,7 @@ def _expression(where: Any) -> Any:
     try:
         expression = where if isinstance(where, arrow_dataset.Expression) else pq.filters_to_expression(where)
         found = arrow_dataset.dataset(CORPUS_SCHEMA.empty_table()).to_table(columns={"taken": expression})
-        expression.to_substrait(CORPUS_SCHEMA)  # what tells filters apart in states
+        _filter_hex(expression)
     except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
         told = (str(error).splitlines() or [""])[0]
         raise UserError(
@@ -354,13 +336,13 @@ def _require_known(versions: Mapping[str, int], wanted: Mapping[str, Any], *, ne
         raise UserError(f"A version is pinned for {stray[0]!r}, but the streams to read are {', '.join(there)}.")
 
 
-def whole(value: Any, what: str, *, least: int) -> int:
+def whole(value: Any, what: str, *, least: int | None = None) -> int:
     """A whole number that was given. Raises `UserError`."""
     try:
         number = operator.index(value)  # NumPy's integers, too
     except TypeError as error:
         raise UserError(f"{what} is {value!r}; expected a whole number.") from error
-    if number < least:
+    if least is not None and number < least:
         raise UserError(f"{what} is {number}; it must be {least} or more.")
     return number
 

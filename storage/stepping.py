@@ -137,7 +137,8 @@ def steps(
         ends = [int(mixture.slots(part, np.array([walk.known]))[0]) for part, walk in enumerate(walks) if walk.ended]
         limit = min(ends, default=end + width)
         if step == 0:
-            grouping = readers[0].grouping
+            of_ended = [reader.grouping for reader, walk in zip(readers, walks, strict=True) if walk.ended]
+            grouping = of_ended[ends.index(limit)] if limit in ends else None
             _require_enough(limit - begin, batch_size, consumer.num_ranks, tail, grouping, fresh=slot == 0)
         if limit <= begin or (limit < end and tail is Tail.DROP):
             return

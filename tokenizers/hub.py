@@ -137,9 +137,12 @@ def load_model(model: str, weights: Weights, *, may_lack: tuple[str, ...] = (), 
 def load_language_model(source: str) -> tuple[Any, Path]:
     """transformers' causal language model at `source`, as `load_model` loads it, and the folder that holds it.
 
+    Its text tokenizer is there, too, if it has one.
+
     Raises `UserError` as `find_weights` and `load_model` do, and for models of another kind.
     """
-    folder, _ = find_folder(source, revision=None, local_files_only=False)
+    patterns = (*MODEL_PATTERNS, *TEXT_PATTERNS)
+    folder, _ = find_folder(source, revision=None, local_files_only=False, patterns=patterns)
     kind = str(read_json(folder / "config.json", source).get("model_type"))
     name = _transformers().models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     if name is None:

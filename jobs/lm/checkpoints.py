@@ -5,10 +5,13 @@ RUN/checkpoints/step-00000500/model.safetensors      the objective's parameters 
                              /state.json             step, the loader's state, what else is told, hashes of both
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 from ...storage.failpoints import failpoint
 from ...tokenizers.spec import UserError
 
+LOCK = ".lock"
 _KEPT = 2  # the newest, and the best beside them
 _FILES = ("model.safetensors", "optimizer.safetensors")
 
@@ -78,8 +82,39 @@ def save_checkpoint(
             shutil.rmtree(_folder(run, old))
     for torn in set(_steps(run)) - set(there):  # what was whole there would have been gone on from
         shutil.rmtree(_folder(run, torn))
-    for left in folder.parent.glob(".step-*"):  # of processes that were killed
+
+
+def remove_half_written(run: Path) -> None:
+    """Remove what processes that were killed have left of checkpoints. For one that holds the run's lock."""
+    for left in (run / "checkpoints").glob(".step-*"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def locked(run: Path, name: str = LOCK) -> Iterator[None]:
+    """Hold a run's folder against other starts of it. Raises `UserError` if another process does.
+
+    The lock goes with the process that took it: those that it forks do not have it, and may outlive it.
+    """
+    with open(run / name, "ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UserError(
+                f"Another process is training in {run}. Wait for it, or end it; then the same command goes on."
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Put a text in place, all of it or what was there before, whenever the process or the machine dies."""
+    temporary = path.parent / f".{path.name}"
+    temporary.write_text(text)
+    _sync(temporary)
+    temporary.rename(path)
+    _sync(path.parent)
 
 
 def newest_checkpoint(run: Path) -> Checkpoint | None:

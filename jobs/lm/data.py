@@ -3,7 +3,7 @@
 Axes: N rows of a shard that are taken.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
@@ -16,7 +16,7 @@ from ...pipelines.layouts.plan import LayoutPlan
 from ...pipelines.layouts.registry import parse_layout
 from ...storage.batches import PackedBatch
 from ...storage.dataset import TokenDataset
-from ...storage.layouts import member
+from ...storage.layouts import GroupBy, member
 from ...storage.packing import PackingMethod
 from ...storage.parquet import ParquetShard
 from ...storage.root import Root
@@ -27,17 +27,19 @@ from ...tokenizers.spec import StreamSpec, UserError
 from .registry import objective_of
 from .settings import Record, Split, TrainSettings
 
-_KEYS = 4_096  # of so many segments the border of the held-out part is found
+_KEYS = 4_096  # of so many ids the border of the held-out part is found
 _SHARE = 10  # of which it has a tenth
+_STRETCHES = 64  # of the names of pairs, at most: of each some are held out
 
 
 def new_record(settings: TrainSettings) -> Record:
     """What a run over the newest snapshot (or the pinned one) begins with. Raises `UserError`."""
     every = _dataset(settings, pc.field("id").is_valid())
     plan = cast(LayoutPlan, every.selection.plan)
+    objective = settings.objective or objective_of(parse_layout(settings.layout), plan)
     return Record(
-        settings=settings,
-        objective=settings.objective or objective_of(parse_layout(settings.layout), plan),
+        settings=replace(settings, objective=objective),
+        objective=objective,
         split=_split(every.selection),
         versions=every.versions,
         specs=_specs_read(every.selection),
@@ -46,7 +48,7 @@ def new_record(settings: TrainSettings) -> Record:
 
 def training_part(record: Record, *, rank: int = 0, world_size: int = 1) -> TokenDataset:
     """All but the held-out rows, each rank's share of the batches. Raises `UserError`."""
-    settings, split = record.settings, record.split
+    settings = record.settings
     if settings.batch_size % world_size:
         raise UserError(
             f"--batch-size {settings.batch_size} cannot be shared by {world_size} workers: it counts the sequences of "
@@ -54,7 +56,7 @@ def training_part(record: Record, *, rank: int = 0, world_size: int = 1) -> Toke
         )
     return _dataset(
         settings,
-        pc.field(split.column) > split.last,
+        record.split.learnt,
         record.versions,
         batch_size=settings.batch_size // world_size,
         rank=rank,
@@ -64,10 +66,10 @@ def training_part(record: Record, *, rank: int = 0, world_size: int = 1) -> Toke
 
 def held_out_batches(record: Record) -> list[PackedBatch]:
     """Batches of the held-out part, the same each time. Raises `UserError`."""
-    settings, split = record.settings, record.split
+    settings = record.settings
     held_out = _dataset(
         settings,
-        pc.field(split.column) <= split.last,
+        record.split.held_out,
         record.versions,
         shuffle=False,
         batch_size=settings.batch_size,
@@ -106,13 +108,15 @@ def _dataset(
 
 
 def _split(selection: Selection) -> Split:
-    """The border below which a tenth of the ids lie (of the pairs or parents, where rows are grouped by them).
+    """A tenth of the ids, or of the parents or pairs that rows are grouped by: whole groups.
 
-    Ids are hashes: those that come later fall to both sides in the same shares. Raises `UserError` if there are not
-    two.
+    Ids and parents are hashes: the lowest are any, and of some the border of all can be told. The names of pairs are
+    the user's, and often say where a pair is from: of each stretch of all names in their order some are held out.
+    Raises `UserError` if there are not two.
     """
     assert selection.corpus is not None
     column = "id" if selection.grouping is None else selection.grouping.by.value
+    is_named = selection.grouping is not None and selection.grouping.by is GroupBy.PAIR
     root, keys = Root(selection.root_uri), set[str]()
     for shard in selection.shards:
         taken = take_rows(selection, root, shard)
@@ -121,14 +125,26 @@ def _split(selection: Selection) -> Split:
         names = file.read([column])[column].to_numpy()
         frames_N = np.sum([frames[taken.members[0]] for frames in taken.frames.values()], axis=0)
         keys.update(names[taken.members[0]][frames_N > 0].tolist())
-        if len(keys) >= _KEYS:
+        if len(keys) >= _KEYS and not is_named:
             break
     if len(keys) < 2:
         raise UserError(
             f"There is {len(keys)} segment to learn from: one is held out, and nothing would be left. Tokenize more "
             "recordings."
         )
-    return Split(column=column, last=sorted(keys)[max(1, len(keys) // _SHARE) - 1])
+    return split_of(keys, column=column, is_named=is_named)
+
+
+def split_of(keys: Collection[str], *, column: str, is_named: bool) -> Split:
+    """A tenth of the keys of a column: the lowest, or where they are names some of each stretch of them."""
+    names, num = sorted(keys), max(1, len(keys) // _SHARE)
+    if not is_named:
+        return Split(column=column, spans=[("", names[num - 1])])
+    stretches = min(_STRETCHES, num)
+    shares = [(index + 1) * num // stretches - index * num // stretches for index in range(stretches)]
+    begins = [index * len(names) // stretches for index in range(stretches)]
+    spans = [(names[begin], names[begin + share - 1]) for begin, share in zip(begins, shares, strict=True)]
+    return Split(column=column, spans=spans)
 
 
 def _specs_read(selection: Selection) -> dict[str, StreamSpec]:

@@ -15,14 +15,18 @@ _START = 1  # SessionLog.SessionStatus
 
 
 class EventFile:
-    """Figures of steps, appended to a new file in `folder`. `wall_time_s` is that of its beginning, and its name."""
+    """Figures of steps, appended to a new file in `folder`. `wall_time_s` is that of its beginning, and its name.
 
-    def __init__(self, folder: Path, wall_time_s: float, *, from_step: int) -> None:
+    Of files that are there before it, TensorBoard hides the steps after `from_step`; None: all of them.
+    """
+
+    def __init__(self, folder: Path, wall_time_s: float, *, from_step: int | None) -> None:
         number = len(list(folder.glob("events.out.tfevents.*")))
         self._file = open(folder / f"events.out.tfevents.{int(wall_time_s):010d}.{number}.wavemill", "wb")  # noqa: SIM115
         self._append(_event(wall_time_s, 0, _text(3, "brain.Event:2")))
-        if from_step:
-            self._append(_event(wall_time_s, from_step + 1, _message(7, _whole(1, _START))))
+        if number:
+            first = 0 if from_step is None else from_step + 1
+            self._append(_event(wall_time_s, first, _message(7, _whole(1, _START))))
 
     def __enter__(self) -> Self:
         return self

@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from ...tokenizers.spec import UserError
 
+_FRAMES_OF = "of-"  # before a stream's name: `type` alone, or `keys`, is one of nn.ModuleDict's own
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -183,7 +185,9 @@ class TokenModel(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(config.dim, size, bias=False) for size in heads)
         self.frames = nn.ModuleDict(
             {
-                stream: nn.Sequential(nn.LayerNorm(dim, elementwise_affine=False), nn.Linear(dim, config.dim))
+                _FRAMES_OF + stream: nn.Sequential(
+                    nn.LayerNorm(dim, elementwise_affine=False), nn.Linear(dim, config.dim)
+                )
                 for stream, dim in (frame_dims or {}).items()
             }
         )
@@ -214,7 +218,8 @@ class TokenModel(nn.Module):
         x_BLD = self.embeddings[0](tokens_BLQ[..., 0])
         for column in range(1, len(self.embeddings)):
             x_BLD = x_BLD + self.embeddings[column](tokens_BLQ[..., column])
-        for stream, project in self.frames.items():
+        for name, project in self.frames.items():
+            stream = name.removeprefix(_FRAMES_OF)
             places = torch.nonzero(tokens_BLQ[..., 0] == self.frame_tokens[stream], as_tuple=True)
             given_MD = project((frames or {})[stream].float()).to(x_BLD.dtype)
             x_BLD = x_BLD.index_put(places, given_MD, accumulate=True)

@@ -11,7 +11,7 @@ from typing import Any
 from ...tokenizers.spec import RunFailed, UserError
 from ..ray_engine import connect_ray
 from .checkpoints import newest_checkpoint
-from .reports import read_log_from
+from .reports import LOG, read_log_from
 from .settings import Record
 from .train import Means, World, train
 
@@ -66,7 +66,11 @@ def train_on_ray(
                 f"Training on Ray has failed: {told}. Run it again: it goes on from the last checkpoint."
             ) from error
     newest = newest_checkpoint(folder)
-    assert newest is not None, "a run that ends has a checkpoint"
+    if newest is None:
+        raise UserError(
+            f"The workers are done, and there is no checkpoint in {folder} on this machine: they have written theirs "
+            "elsewhere. Name a folder with --to that all machines see."
+        )
     return newest.step
 
 
@@ -84,14 +88,16 @@ def _worker(config: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _followed(folder: Path, on_step: Callable[[int, float, int], None]) -> Iterator[None]:
-    """Tell of steps as the first worker logs them."""
+    """Tell of steps as the first worker logs them, which puts a log of its own in the place of what was there."""
     done = threading.Event()
-    newest = newest_checkpoint(folder)
+    newest, before = newest_checkpoint(folder), _log_file(folder)
     begin = 0 if newest is None else newest.step
 
     def follow() -> None:
         told, place = begin, 0
         while not done.wait(_LOOK_S):
+            if _log_file(folder) == before:
+                continue
             lines, place = read_log_from(folder, place)
             for line in lines:
                 if line["step"] > told and "train/loss" in line:
@@ -105,3 +111,11 @@ def _followed(folder: Path, on_step: Callable[[int, float, int], None]) -> Itera
     finally:
         done.set()
         thread.join()
+
+
+def _log_file(folder: Path) -> int | None:
+    """What tells a log from the one in its place before; None if there is none."""
+    try:
+        return (folder / LOG).stat().st_ino
+    except FileNotFoundError:
+        return None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..canvas import LINE, QUIET, WIDTH, head, new_figure, save, style
 from ..progress import LiveLine, clock
+from .checkpoints import write_whole
 from .events import EventFile
 
 if TYPE_CHECKING:
@@ -28,14 +29,12 @@ class RunLog:
     def __init__(self, folder: Path, *, from_step: int) -> None:
         self._folder = folder
         kept = [line for line in read_log(folder) if line["step"] <= from_step] if from_step else []
-        temporary = folder / f".{LOG}"
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.rename(folder / LOG)
+        write_whole(folder / LOG, "".join(json.dumps(line) + "\n" for line in kept))
 
     def __enter__(self) -> Self:
         self._file = open(self._folder / LOG, "a", buffering=1)
         kept = read_log(self._folder)
-        self._events = EventFile(self._folder, time.time(), from_step=kept[-1]["step"] if kept else 0)
+        self._events = EventFile(self._folder, time.time(), from_step=kept[-1]["step"] if kept else None)
         return self
 
     def __exit__(
@@ -54,12 +53,15 @@ class RunLog:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; a last one that was cut is left out."""
+    """The lines of a run's log; one that was cut is left out."""
     return read_log_from(folder, 0)[0]
 
 
 def read_log_from(folder: Path, place: int) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines from a place in the file on, and the place behind them; of a shorter file from its beginning."""
+    """The whole lines from a place in the file on, and the place behind them; of a shorter file from its beginning.
+
+    What is no JSON is passed over: a log may be put in place anew while it is followed.
+    """
     path = folder / LOG
     if not path.exists():
         return [], 0
@@ -67,7 +69,15 @@ def read_log_from(folder: Path, place: int) -> tuple[list[dict[str, Any]], int]:
         file.seek(place if place <= path.stat().st_size else 0)
         begin, content = file.tell(), file.read()
     whole = content[: content.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], begin + len(whole)
+    return [line for line in map(_line, whole.splitlines()) if line is not None], begin + len(whole)
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    try:
+        told = json.loads(text)
+    except ValueError:
+        return None
+    return told if isinstance(told, dict) else None
 
 
 class TrainProgress:

@@ -9,7 +9,6 @@ from itertools import islice
 from typing import cast
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ...storage.batches import TokenBatch
@@ -85,12 +84,11 @@ def longest_repeat(codes_T: NDArray[np.integer]) -> int:
 
 def _held_out(record: Record, root: str, stream: str, num_codebooks: int) -> Iterator[NDArray[np.int64]]:
     """Codes `[K, T]` of the recordings that the run was not trained on."""
-    split = record.split
     versions = {name: record.versions[name] for name in (stream, "corpus")}
     dataset = TokenDataset(
         root,
         {stream: num_codebooks},
-        where=pc.field(split.column) <= split.last,
+        where=record.split.held_out,
         versions=versions,
         shuffle=False,
         rank=0,

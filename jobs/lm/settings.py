@@ -1,20 +1,25 @@
 """What decides a training run, and the record of it that its folder keeps: run.json."""
 
 import json
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from ...pipelines.layouts.plan import LayoutPlan
 from ...pipelines.layouts.registry import NamedLayout, parse_layout
+from ...storage.root import Root
 from ...tokenizers.spec import StreamSpec, UserError
 from .model import ModelConfig
 from .objectives import Objective, ObjectiveContext
 from .registry import make_objective
 
 RECORD = "run.json"
-_FORMAT = 1
+_FORMAT = 2
 _FREE = ("root", "evaluate_every", "save_every")  # settings that decide no weights
 
 
@@ -35,7 +40,7 @@ class TrainSettings:
     learning_rate: float = 1e-3  # the highest
     warmup: int = 100  # steps
     weight_decay: float = 0.1
-    clip: float = 1.0  # of the gradient's norm
+    clip: float = 1.0  # of the gradient's norm; 0: none
     seed: int = 0
     held_out_batches: int = 32  # at most, to evaluate on
     evaluate_every: int = 100  # steps
@@ -51,10 +56,22 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Rows of the corpus whose `column` is not above `last` are held out."""
+    """Rows of the corpus whose `column` lies in one of the spans, their ends with them, are held out."""
 
     column: str
-    last: str
+    spans: Sequence[tuple[str, str]]
+
+    @property
+    def held_out(self) -> Any:
+        """Which rows of the corpus are held out, as a pyarrow expression."""
+        column = pc.field(self.column)
+        return reduce(operator.or_, ((column >= first) & (column <= last) for first, last in self.spans))
+
+    @property
+    def learnt(self) -> Any:
+        """Which rows are learnt from."""
+        column = pc.field(self.column)
+        return reduce(operator.and_, ((column < first) | (column > last) for first, last in self.spans))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +108,9 @@ class Record:
         return cls(
             settings=TrainSettings.from_json(told["settings"]),
             objective=told["objective"],
-            split=Split(**told["split"]),
+            split=Split(
+                column=told["split"]["column"], spans=[(first, last) for first, last in told["split"]["spans"]]
+            ),
             versions=told["versions"],
             specs={name: StreamSpec.from_json(spec) for name, spec in told["specs"].items()},
         )
@@ -125,27 +144,35 @@ def require_same_settings(folder: Path, begun: TrainSettings, asked: TrainSettin
     for name, value in now.items():
         if value != before[name]:
             flag = "--" + name.replace("_", "-")
+            was, now_is = (f"{flag} {_said(before[name])}", _said(value))
+            if isinstance(value, bool):
+                was, now_is = (flag if on else f"--no-{name}" for on in (before[name], value))
             raise UserError(
-                f"The run in {folder} was begun with {flag} {_said(before[name])}, now it is {_said(value)}: its "
-                "weights would be those of neither. Go on with the same settings, or name another folder with --to."
+                f"The run in {folder} was begun with {was}, now it is {now_is}: its weights would be those of "
+                "neither. Go on with the same settings, or name another folder with --to."
             )
 
 
-def begun_or(asked: TrainSettings, record: Record | None) -> TrainSettings:
+def begun_or(asked: TrainSettings, record: Record) -> TrainSettings:
     """The settings to go on with: those asked for, what they leave to the layout as it was chosen."""
-    return asked if record is None else replace(asked, objective=asked.objective or record.settings.objective)
+    return replace(asked, objective=asked.objective or record.objective)
+
+
+def placed(settings: TrainSettings) -> TrainSettings:
+    """The same, its root and a model's folder named as they are from any working directory. Raises `UserError`."""
+    options = dict(settings.options)
+    if (folder := Path(options.get("model", "")).expanduser()).is_dir() and "model" in options:
+        options["model"] = str(folder.absolute())
+    return replace(settings, root=Root(settings.root).uri, options=options)
 
 
 def _flat(settings: TrainSettings) -> dict[str, Any]:
     told = {each.name: getattr(settings, each.name) for each in fields(settings) if each.name not in _FREE}
-    model = told.pop("model")
+    model, options = told.pop("model"), told.pop("options")
+    told["objective"] = ",".join([str(told["objective"]), *(f"{key}={options[key]}" for key in sorted(options))])
     names = {"num_layers": "layers", "num_heads": "heads"}
     return told | {names.get(name, name): value for name, value in asdict(model).items()}
 
 
 def _said(value: Any) -> str:
-    if value is None:
-        return "not given"
-    return (
-        ",".join(f"{key}={each}" for key, each in value.items()) or "none" if isinstance(value, Mapping) else str(value)
-    )
+    return "not given" if value is None else str(value)

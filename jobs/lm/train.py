@@ -1,7 +1,7 @@
 """The training loop: steps from a checkpoint on, evaluated, logged and kept, the same whoever interrupts it.
 
 All that is random in step s comes from (seed, s, rank), and checkpoints have the loader's state: a run that was stopped
-and goes on has the weights and losses of one that was not, bit for bit on one machine.
+and goes on has the weights and losses of one that was not, bit for bit on the CPU of one machine.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from ...storage.batches import PackedBatch
 from ...storage.failpoints import failpoint
 from ...storage.root import Root
 from ...tokenizers.spec import UserError
-from .checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
+from .checkpoints import Checkpoint, locked, newest_checkpoint, remove_half_written, save_checkpoint
 from .data import endless, held_out_batches, training_part
 from .objectives import Loss, Objective
 from .reports import RunLog
@@ -29,6 +29,7 @@ from .settings import Record, TrainSettings
 
 _LAST_SHARE = 0.1  # of the learning rate, at the end of its cosine
 _EVALUATION = -1  # in the place of a step's number
+_STEPS_LOCK = ".lock-steps"  # held by who takes them: on Ray not the process that was started
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,15 @@ class World:
         given = torch.tensor(values, dtype=torch.float64)
         torch.distributed.all_reduce(given)
         return given.tolist()
+
+    def ends(self, value: int) -> tuple[int, int]:
+        """The least and the greatest of all processes' values."""
+        if self.size == 1:
+            return value, value
+        least, greatest = torch.tensor(value), torch.tensor(value)
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        torch.distributed.all_reduce(greatest, torch.distributed.ReduceOp.MAX)
+        return int(least), int(greatest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,15 +123,12 @@ class Learner:
         nats, num_targets = self.world.sums([loss.nats, float(loss.num_targets)])
         # gradients are averaged over processes: each counts by its targets, not as one
         (total * (loss.num_targets * self.world.size / max(num_targets, 1.0))).backward()
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.clip)
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.settings.clip or math.inf)
+        mean = nats / max(num_targets, 1.0)
+        _require_finite(mean, "The loss", self.step + 1)
+        _require_finite(float(norm), "The norm of the gradient", self.step + 1)
         self.optimizer.step()
         self.step += 1
-        mean = nats / max(num_targets, 1.0)
-        if not math.isfinite(mean):
-            raise UserError(
-                f"The loss is {mean} in step {self.step}: the training has come apart. Begin again in another folder "
-                "with a lower --learning-rate; checkpoints up to here stay."
-            )
         return {"train/loss": mean, "train/targets": num_targets, "learning_rate": rate, "gradient_norm": float(norm)}
 
     @torch.no_grad()
@@ -139,8 +146,9 @@ class Learner:
                     parts[name] = before + more, counted + count
         if not num_targets:
             raise UserError(
-                "The held-out part holds nothing to predict: its segments have at most one step. Tokenize more "
-                "recordings."
+                "The held-out part holds nothing to predict: its segments have at most one step, or sequences of "
+                f"--length {self.settings.length} hold none but steps that are given, as the coarser codes of layout "
+                "fine without piece. Tokenize more recordings, or take a greater --length or pieces."
             )
         return Loss(torch.tensor(nats / num_targets), nats, num_targets, parts)
 
@@ -153,11 +161,19 @@ def train(record: Record, folder: Path, means: Means) -> int:
 
     On every process of a run: the first one evaluates and writes. Raises `UserError` for settings that do not fit.
     """
+    with ExitStack() as held:
+        if means.world.rank == 0:
+            held.enter_context(locked(folder, _STEPS_LOCK))
+            remove_half_written(folder)
+        return _train(record, folder, means)
+
+
+def _train(record: Record, folder: Path, means: Means) -> int:
     settings, is_first = record.settings, means.world.rank == 0
     learner = Learner(record, means)
     dataset = training_part(record, rank=means.world.rank, world_size=means.world.size)
     held_out = held_out_batches(record) if is_first else []
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = _same_checkpoint(folder, means.world)
     if checkpoint is not None:
         learner.load(checkpoint)
         dataset.load_state_dict(checkpoint.told["loader"])
@@ -178,7 +194,8 @@ def train(record: Record, folder: Path, means: Means) -> int:
             if log is not None:
                 log.add(learner.step, figures)
                 means.on_step(learner.step, figures["train/loss"], int(figures["train/targets"]))
-                due = learner.step % settings.evaluate_every == 0 or last
+                # stopped, it only saves: evaluations, and so the best, are those of a run that was not
+                due = learner.step % settings.evaluate_every == 0 or learner.step >= settings.steps
                 better = due and _evaluate(learner, held_out, log)
                 if better or last or learner.step % settings.save_every == 0:
                     _save(learner, folder, batch.state, record)
@@ -198,10 +215,32 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     )
 
 
+def _same_checkpoint(folder: Path, world: World) -> Checkpoint | None:
+    """The checkpoint that all processes go on from. Raises `UserError` on all of them if they see others."""
+    checkpoint = newest_checkpoint(folder)
+    least, greatest = world.ends(0 if checkpoint is None else checkpoint.step)
+    if least != greatest:
+        raise UserError(
+            f"The processes of this run see different checkpoints in {folder}: the newest is of step {greatest:,} for "
+            f"one, and {f'of step {least:,}' if least else 'not there'} for another. Name a folder with --to that all "
+            "machines see, and where each can read all files."
+        )
+    return checkpoint
+
+
+def _require_finite(value: float, what: str, step: int) -> None:
+    if not math.isfinite(value):
+        raise UserError(
+            f"{what} is {value} in step {step:,}: the training has come apart. Begin again in another folder with a "
+            "lower --learning-rate; the checkpoints that are there stay."
+        )
+
+
 def _evaluate(learner: Learner, held_out: Sequence[PackedBatch], log: RunLog) -> bool:
-    """Evaluate and log it; whether it is the best so far."""
+    """Evaluate and log it; whether it is the best so far. Raises `UserError` for a loss that is none."""
     loss = learner.evaluate(held_out)
     mean = loss.nats / loss.num_targets
+    _require_finite(mean, "The held-out loss", learner.step)
     parts = {name: nats / count for name, (nats, count) in loss.parts.items()}
     log.add(learner.step, {"held_out/loss": mean}, parts if len(parts) > 1 else None)
     if learner.best is not None and mean >= learner.best["loss"]:

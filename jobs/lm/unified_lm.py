@@ -44,11 +44,16 @@ class TextModelNext(NextToken):
         self.model = TextModel(loaded, source, num_text, context.plan.column_sizes[0])
 
     def prepare(self, root: Root, versions: Mapping[str, int]) -> None:
-        """Raise `UserError` if the text streams are of another text tokenizer than lies in the model's folder."""
+        """Raise `UserError` unless the text streams are of the text tokenizer that lies in the model's folder."""
         files = [self.folder / name for name in TEXT_PATTERNS if (self.folder / name).exists()]
+        if not (self.folder / "tokenizer.json").exists():
+            raise UserError(
+                f"{self.source} holds no text tokenizer (tokenizer.json): nobody could tell whether the ids of stream "
+                f"{self.text_streams[0]!r} are those that its embeddings are of. Put it there, or name another model."
+            )
         for stream in self.text_streams:
             written = open_stream(root, stream, version=versions[stream]).metadata.get("fingerprint", {}).get("words")
-            if files and written is not None and written != files_sha256(files):
+            if written is not None and written != files_sha256(files):
                 raise UserError(
                     f"The ids of stream {stream!r} are of another text tokenizer than the one in {self.source}, whose "
                     "embeddings would be those of other words. Make a stream of its ids: wavemill tokenize "

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...storage.layouts import Laid, StreamRows, grouping_of, member
+from ...storage.layouts import Laid, StreamRows, grouping_of, member, stream_of
 from ...storage.parquet import read_parquet
 from ...storage.root import Root
 from ...storage.rows import TakenRows, read_rows, take_rows
@@ -82,7 +82,8 @@ def beginning(segment: LaidSegment, *, max_steps: int) -> LaidSegment:
 
     Streams with a clock are cut at one time, those without one at the same share; of words with times whole ones stay.
     """
-    whole_s = max((_length_s(segment.specs[name], rows) for name, rows in segment.rows.items()), default=Fraction(0))
+    of_specs = [(segment.specs[name], rows) for name, rows in segment.rows.items()]
+    whole_s = max(_length_s(*each) for each in of_specs) or max(_last_time_s(*each) for each in of_specs)
     parts = 1 << 12  # of the whole length
     most = bisect_right(
         range(1, parts + 1), max_steps, key=lambda part: _steps(segment, Fraction(part, parts), whole_s)
@@ -146,8 +147,23 @@ def _length_s(spec: StreamSpec, rows: StreamRows) -> Fraction:
     return int(rows.counts_N.sum()) / spec.frame_rate if has_rate else Fraction(0)
 
 
+def _last_time_s(spec: StreamSpec, rows: StreamRows) -> Fraction:
+    """The latest time in the first window of words with times; 0 of anything else."""
+    if spec.tokenizer not in _TIMED:
+        return Fraction(0)
+    first_time = spec.codebook_size - NUM_TIMES
+    times = _first_window(rows.books[0], first_time) - first_time
+    return int(times.max(initial=0)) * _TIME_S
+
+
+def _first_window(ids_T: np.ndarray, first_time: int) -> np.ndarray:
+    return ids_T[: int(np.argmax(np.append(ids_T == first_time - 1, True)))]
+
+
 def _cut(segment: LaidSegment, share: Fraction, whole_s: Fraction) -> dict[str, StreamRows]:
     """The beginning of each stream."""
+    if share == 1:
+        return segment.rows
     rows = {}
     for name, each in segment.rows.items():
         spec, count = segment.specs[name], int(each.counts_N.sum())
@@ -168,7 +184,7 @@ def _cut(segment: LaidSegment, share: Fraction, whole_s: Fraction) -> dict[str, 
 
 def _whole_words(ids_T: np.ndarray, first_time: int, until_s: Fraction) -> int:
     """How many ids those are that end, with a time of their first window, before `until_s`."""
-    window_T = ids_T[: int(np.argmax(np.append(ids_T == first_time - 1, True)))]
+    window_T = _first_window(ids_T, first_time)
     times = np.flatnonzero(window_T >= first_time)
     ends = times[1::2]  # each second time ends a span
     in_time = ends[(window_T[ends] - first_time) * _TIME_S <= until_s]
@@ -193,7 +209,8 @@ def _short_one(selection: Selection, taken: TakenRows) -> int | None:
     if selection.plan is None:
         return None
     if selection.plan.read_to_plan:
-        rows |= read_rows(selection, taken, selection.plan.read_to_plan).streams
+        read = sorted({stream_of(name) for name in selection.plan.read_to_plan})
+        rows |= read_rows(selection, taken, read).streams
     steps_N = selection.plan.num_steps(rows)
     has_all_N = np.all([each.counts_N > 0 for each in rows.values()], axis=0)
     if not has_all_N.any():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...storage.layouts import Grouping, Ints, Laid, StreamRows, grouping_of, member
+from ...storage.layouts import Grouping, Ints, Laid, PlannedLayout, StreamRows, grouping_of, member, require_made
 from ...tokenizers.spec import StreamSpec, UserError
 from .continuous import require_numbers
 from .plan import LayoutPlan, NamedLayout
@@ -68,6 +68,12 @@ class ConditionedPlan:
         found = self.inner.invert(Laid(laid.tokens[count:], loss_S, frames))
         return {self.stream: StreamRows(np.array([count], dtype=np.int64), (), frames_TD), **found}
 
+    def held(self, rows: Mapping[str, StreamRows]) -> dict[str, StreamRows]:
+        """What `invert` gives of one segment."""
+        behind = {name: each for name, each in rows.items() if name != self.stream}
+        held_behind = getattr(self.inner, "held", dict)(behind)
+        return {self.stream: rows[self.stream], **held_behind}
+
     def _condition(self) -> Ints:
         """The token, in each column."""
         tokens_Q = np.array([self.vocabulary.token(self.token, column) for column in range(len(self.column_sizes))])
@@ -89,6 +95,14 @@ class conditioned:
     stream: str
     layout: NamedLayout
 
+    def __post_init__(self) -> None:
+        require_made(self.layout)
+        if not isinstance(self.layout, PlannedLayout):
+            raise UserError(
+                f"Layout conditioned takes another layout behind its numbers; found {self.layout!r}. Give one of "
+                "wavemill.pipelines.layouts, such as flatten(...)."
+            )
+
     @property
     def streams(self) -> Mapping[str, int | None]:
         return {self.stream: None, **self.layout.streams}
@@ -100,6 +114,10 @@ class conditioned:
     @property
     def takes_chunks(self) -> bool:
         return getattr(self.layout, "takes_chunks", False)
+
+    @property
+    def same_tokens(self) -> Sequence[tuple[str, str]]:
+        return getattr(self.layout, "same_tokens", ())
 
     def plan(self, specs: Mapping[str, StreamSpec]) -> ConditionedPlan:
         if self.stream in self.layout.streams:

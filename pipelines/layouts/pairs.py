@@ -16,6 +16,9 @@ class units_to_units:
     Lee et al. (2022), and SeamlessM4T (2023). Their targets are deduplicated units: take a stream of those, whose
     durations are the vocoder's. The source of a pair is the first of its two rows in the corpus; it and `<sep>` are
     given, not predicted. Both have the same tokens, unless `target` names another stream, whose tokens come behind.
+
+    A pair is left out if either row has an error in either stream: also in one that is not read of it, as `target` of
+    the first row.
     """
 
     source: str

@@ -274,7 +274,7 @@ def _typed(kind: Any, value: str) -> Any:
 
 def _said(value: Any) -> str:
     """A value as text."""
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return ",".join(map(_said, value))
     if isinstance(value, bool) or value is None:
         return str(value).lower()

@@ -35,7 +35,7 @@ class unified:
     A layout has one language: `where` on the corpus's column `language` chooses it. Layouts of one mixture share a
     vocabulary if they name the same `tags` (None: a layout has its own), and streams of the same tokenizers: a stream
     that is named has its tokens there, though no task takes it. Raises `UserError` for tasks that do not go together or
-    lack a stream.
+    lack a stream; a dataset also for two texts, or two audio streams, of other tokenizers, weights or codebooks.
     """
 
     tasks: tuple[str, ...] = ("asr",)
@@ -91,6 +91,13 @@ class unified:
     @property
     def streams(self) -> Mapping[str, int | None]:
         return {stream: 1 if _BLOCKS[role] == "text" else self.codebooks for role, stream in self._named.items()}
+
+    @property
+    def same_tokens(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of streams with the same tokens: both texts, and both audio streams."""
+        first: dict[str, str] = {}
+        shared = [(first.setdefault(_BLOCKS[role], stream), stream) for role, stream in self._named.items()]
+        return tuple(pair for pair in shared if pair[0] != pair[1])
 
     def plan(self, specs: Mapping[str, StreamSpec]) -> SequencePlan:
         require_distinct("unified", *self._named.values())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...storage.layouts import Codes, token_dtype
+from ...storage.selection import whole
 from ...tokenizers.spec import StreamSpec, UserError, did_you_mean
 
 
@@ -122,7 +123,7 @@ def require_codebooks(layout: str, stream: str, spec: StreamSpec, needed: int) -
             f"Layout {layout} takes no chunks that overlap, of which stream {stream!r} is made: frames of two stand "
             "for the same samples. Name another stream."
         )
-    if needed < 1:
+    if whole(needed, f"The number of codebooks of stream {stream!r}") < 1:
         raise UserError(f"Layout {layout} takes 1 codebook of stream {stream!r} or more; {needed} were asked for.")
     if spec.num_codebooks < needed:
         raise UserError(

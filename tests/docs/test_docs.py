@@ -76,7 +76,7 @@ def test_what_the_readme_and_the_inputs_page_say_can_be_done(labelled: Path):
         *("dataset.md", "training.md", "layouts.md"),
         *(
             pytest.param(f"{name}.md", marks=pytest.mark.slow)
-            for name in ("recipes", "errors", "tokens", "tokenizers", "lm")
+            for name in ("recipes", "errors", "tokens", "tokenizers", "lm", "generate")
         ),
     ],
 )

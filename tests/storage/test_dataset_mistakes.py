@@ -134,7 +134,11 @@ def test_a_rank_is_not_guessed_under_torchrun(finished_root: Path, monkeypatch: 
 def test_datasets_that_do_not_fit_together_are_not_mixed(finished_root: Path) -> None:
     units, books = (TokenDataset(str(finished_root), [name]) for name in ("semantic", "acoustic"))
     packed = TokenDataset(str(finished_root), ["semantic"], pack=Pack(semantic("semantic"), length=8))
-    refuse(lambda: MixedDataset([units, books], [1, 1]), "semantic (1)", "acoustic (8)")
+    refuse(
+        lambda: MixedDataset([units, books], [1, 1]),
+        "semantic (1 codebook(s) of 100)",
+        "acoustic (8 codebook(s) of 64)",
+    )
     refuse(lambda: MixedDataset([units, packed], [1, 1]), "8 tokens")
     refuse(lambda: MixedDataset([units, units], [1]), "2 datasets and 1 weights")
     refuse(lambda: MixedDataset([units, units], [1, 0]), "greater than 0")

@@ -330,7 +330,11 @@ def test_datasets_whose_frames_are_not_the_same_are_not_mixed(roots: tuple[str, 
         return TokenDataset(roots[0], streams, pack=layout and Pack(layout, LENGTH))
 
     for one, other, words in (
-        (dataset(["latents"]), dataset(["merged"]), r"latents \(3 numbers\), another streams merged \(2 numbers\)"),
+        (
+            dataset(["latents"]),
+            dataset(["merged"]),
+            r"latents \(3 numbers\), another streams merged \(2 numbers, durations\)",
+        ),
         (
             dataset(layout=continuous("latents")),
             dataset(layout=continuous("merged")),

@@ -3,14 +3,21 @@
 import copy
 import json
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 from torch.utils.data import DataLoader
 from toy_stream import EVEN, Build, Feed, MakeOnce, make_roots, rows, undisturbed
-from wavemill.storage.dataset import MixedDataset, TokenDataset
+from wavemill.pipelines.layouts.flat import flatten
+from wavemill.storage.dataset import MixedDataset, Pack, TokenDataset
+from wavemill.storage.identity import layout_name
+from wavemill.storage.layouts import Segment
+from wavemill.storage.schema import CORPUS_SCHEMA
 from wavemill.tokenizers.spec import UserError
 
 
@@ -73,6 +80,72 @@ def test_the_state_of_another_order_is_refused(other: dict[str, Any], roots: tup
     changed = replace(build, **({"roots": roots[1:]} if "roots" in other else other))
     for ours, theirs in ((build, changed), (changed, build)):
         refuse(ours.dataset(), state_of(theirs.dataset()))
+
+
+@dataclass(frozen=True)
+class parameter:
+    """A layout with a parameter of any kind."""
+
+    given: Any
+
+    def __call__(self, segment: Segment) -> list[int]:
+        return [0]
+
+
+class slotted:
+    __slots__ = ("given",)
+
+    def __init__(self, given: Any) -> None:
+        self.given = given
+
+    def __call__(self, segment: Segment) -> list[int]:
+        return [0]
+
+
+FIRST, SECOND = np.arange(6), np.arange(6)[::-1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (np.float32(1), np.float32(2)),
+        (FIRST, SECOND),
+        (FIRST, FIRST.reshape(2, 3)),
+        (FIRST, FIRST.astype(np.int32)),
+        (torch.ones(3, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.bfloat16)),
+        (b"one", b"two"),
+        (b"one", "one"),
+        ({1, 2}, {1, 3}),
+        ({1: "a"}, {"1": "a"}),
+        (slotted(1), slotted(2)),
+        (slotted(1).__call__, slotted(2).__call__),
+    ],
+    ids=str,
+)
+def test_layouts_with_other_parameters_are_others_and_with_the_same_the_same(one: Any, other: Any) -> None:
+    for kind in (parameter, slotted):
+        assert json.dumps(layout_name(kind(one))) == json.dumps(layout_name(kind(copy.deepcopy(one))))
+        assert json.dumps(layout_name(kind(one))) != json.dumps(layout_name(kind(other)))
+
+
+def test_the_order_of_a_set_tells_no_layouts_apart() -> None:
+    one, other = {8, 16}, {16, 8}
+    assert list(one) != list(other)
+    assert layout_name(parameter(one)) == layout_name(parameter(other))
+
+
+def test_a_layout_that_moved_within_the_package_and_a_corpus_with_more_columns_change_no_state(
+    roots: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def identity() -> Any:
+        pack = Pack(flatten("toy"), 8)
+        return TokenDataset(roots[0], pack=pack, where=[("speaker", "==", "id")]).selection.identity()
+
+    before = identity()
+    monkeypatch.setattr(flatten, "__module__", "wavemill.pipelines.elsewhere")
+    wider = CORPUS_SCHEMA.insert(0, pa.field("more", pa.string()))
+    monkeypatch.setattr("wavemill.storage.selection.CORPUS_SCHEMA", wider)
+    assert identity() == before
 
 
 def test_the_state_of_another_long_list_of_segments_is_refused(roots: tuple[str, str]) -> None:

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from wavemill.jobs.lm.checkpoints import checkpoint_of, newest_checkpoint, save_checkpoint, weights_of
+from wavemill.jobs.lm.checkpoints import (
+    checkpoint_of,
+    newest_checkpoint,
+    remove_half_written,
+    save_checkpoint,
+    weights_of,
+)
 from wavemill.storage import failpoints
 from wavemill.tokenizers.spec import UserError
 
@@ -110,6 +116,7 @@ def test_a_process_that_dies_while_it_writes_leaves_what_was_there(tmp_path: Pat
     assert found.step == 10
     monkeypatch.delitem(failpoints._SPEC, "checkpoint-half-written")
     save(tmp_path, 20)
+    remove_half_written(tmp_path)
     assert steps(tmp_path) == ["step-00000010", "step-00000020"]
 
 

@@ -12,7 +12,7 @@ ORACLES = Path(__file__).resolve().parents[3] / ".venv-oracles" / "bin" / "pytho
 
 
 def write(folder: Path) -> None:
-    with EventFile(folder, 1_700_000_000.0, from_step=0) as events:
+    with EventFile(folder, 1_700_000_000.0, from_step=None) as events:
         for step in (1, 2, 300):
             events.add(1_700_000_000.5 + step, step, {"train/loss": 1 / step, "held_out/loss": 0.25})
     with EventFile(folder, 1_700_000_900.0, from_step=2) as events:
@@ -47,6 +47,15 @@ def test_records_hold_steps_and_figures_as_the_messages_have_them(tmp_path: Path
     assert records(second)[1].endswith(b"\x10\x03\x3a\x02\x08\x01")  # from step 3 on, a session begins
 
 
+def test_a_run_that_begins_anew_hides_all_that_was_there(tmp_path: Path):
+    write(tmp_path)
+    with EventFile(tmp_path, 1_700_001_000.0, from_step=None) as events:
+        events.add(1_700_001_001.0, 1, {"train/loss": 0.125})
+    *_, last = sorted(tmp_path.iterdir())
+    assert records(last)[1].endswith(b"\x10\x00\x3a\x02\x08\x01")  # from step 0 on
+    assert not any(b"\x3a\x02\x08\x01" in record for record in records(sorted(tmp_path.iterdir())[0]))
+
+
 @pytest.mark.oracles
 def test_tensorboard_reads_them_and_hides_what_was_done_again(tmp_path: Path):
     if not ORACLES.exists():
@@ -62,3 +71,7 @@ def test_tensorboard_reads_them_and_hides_what_was_done_again(tmp_path: Path):
         "train/loss": [[1, 1.0], [2, 0.5], [3, 0.5]],
         "held_out/loss": [[1, 0.25], [2, 0.25]],
     }
+    with EventFile(tmp_path, 1_700_001_000.0, from_step=None) as events:
+        events.add(1_700_001_001.0, 1, {"train/loss": 0.125})
+    done = subprocess.run([ORACLES, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["train/loss"] == [[1, 0.125]]

@@ -47,26 +47,32 @@ def spoken_root(made_once: MakeOnce, finished_root: Path, samples: Path) -> Path
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("layout", "objective", "options"),
+    ("layout", "objective", "options", "dropout", "steps"),
     [
-        ("masked:stream=semantic", "masked", {"starts": "0.15", "span": "1"}),
-        ("soundstorm:semantic=semantic,acoustic=acoustic,codebooks=4", "soundstorm", {}),
-        ("vall-e-nar:text=text,acoustic=acoustic,codebooks=4", "nar", {}),
-        ("continuous:stream=mel", "continuous", {}),
-        ("unified:tasks=tts,text=text,audio=semantic", "unified", {"model": "model"}),
+        ("masked:stream=semantic", "masked", {"starts": "0.3", "span": "1"}, 0.2, 600),
+        ("soundstorm:semantic=semantic,acoustic=acoustic,codebooks=4", "soundstorm", {}, 0.1, 300),
+        ("vall-e-nar:text=text,acoustic=acoustic,codebooks=4", "nar", {}, 0.1, 300),
+        ("continuous:stream=mel", "continuous", {}, 0.1, 300),
+        ("unified:tasks=tts,text=text,audio=semantic", "unified", {"model": "model"}, 0.0, 300),
     ],
     ids=lambda value: value if isinstance(value, str) and ":" not in value else "",
 )
 def test_held_out_loss_gets_under_the_baseline(
-    layout: str, objective: str, options: dict[str, str], spoken_root: Path, tmp_path: Path
+    layout: str,
+    objective: str,
+    options: dict[str, str],
+    dropout: float,
+    steps: int,
+    spoken_root: Path,
+    tmp_path: Path,
 ):
     settings = TrainSettings(
         root=str(spoken_root / "root"),
         layout=layout,
         objective=objective,
         options={key: str(spoken_root / value) if key == "model" else value for key, value in options.items()},
-        model=ModelConfig(dim=128, num_layers=2, num_heads=4, dropout=0.1),
-        steps=300,
+        model=ModelConfig(dim=128, num_layers=2, num_heads=4, dropout=dropout),
+        steps=steps,
         batch_size=8,
         length=256,
         learning_rate=3e-3,

@@ -29,6 +29,16 @@ def segment(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return tokens[None], torch.ones(1, length, dtype=torch.int32), torch.arange(length)[None]
 
 
+@pytest.mark.parametrize("stream", ["type", "keys", "forward", "a-stream@1"])
+def test_a_stream_of_numbers_may_have_any_name(stream: str):
+    made = TokenModel(CONFIG, [5], {stream: 4}, {stream: 3})
+    frames = {stream: torch.tensor([[1.0, 0.0, 2.0]])}
+    tokens = torch.tensor([[1, 4]])
+    moved = (made.embed(tokens, frames) - made.embeddings[0](tokens)).abs().sum(dim=-1)[0]
+    assert moved[0] == 0
+    assert moved[1] > 0
+
+
 @torch.no_grad()
 def test_a_packed_segment_gives_what_it_gives_alone():
     made, rng = model(20), torch.Generator().manual_seed(1)
@@ -108,7 +118,7 @@ def test_a_frame_of_numbers_is_heard_where_its_token_stands_and_learns():
     frames_MD = torch.tensor([[1.0, 2, 3, 4], [4, 0, 1, 1]], dtype=torch.float16).requires_grad_()
     given = made.embed(tokens, {"speaker": frames_MD}) - made.embeddings[0](tokens)
     assert (given.abs().amax(dim=2) > 0).tolist() == [[True, False, False], [False, True, False]]
-    assert torch.allclose(given[1, 1], made.frames["speaker"](frames_MD[1].float()), **CLOSE)
+    assert torch.allclose(given[1, 1], made.frames["of-speaker"](frames_MD[1].float()), **CLOSE)
     given.square().sum().backward()
     assert frames_MD.grad is not None
     assert (frames_MD.grad.abs().sum(dim=1) > 0).all()

@@ -17,10 +17,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from toy_stream import make_roots
+from wavemill.jobs.lm.checkpoints import newest_checkpoint
 from wavemill.jobs.lm.data import endless, held_out_batches, new_record, training_part
 from wavemill.jobs.lm.model import ModelConfig
-from wavemill.jobs.lm.settings import Record, TrainSettings
-from wavemill.jobs.lm.train import Means, World, learning_rate, train
+from wavemill.jobs.lm.objectives import Loss
+from wavemill.jobs.lm.settings import Record, TrainSettings, placed, read_record
+from wavemill.jobs.lm.train import Learner, Means, World, learning_rate, train
 from wavemill.jobs.train_lm import load_run, train_lm
 from wavemill.storage.batches import PackedBatch
 from wavemill.tokenizers.spec import UserError
@@ -74,6 +76,9 @@ def losses(run: Path) -> list[tuple[int, float]]:
 def require_same_runs(one: Path, other: Path, step: int = 20) -> None:
     assert losses(one) == losses(other)
     assert [each for each, _ in losses(one)] == list(range(1, step + 1))
+    assert (one / "log.jsonl").read_bytes() == (other / "log.jsonl").read_bytes()  # evaluations, too
+    best, of_other = ((run / f"checkpoints/step-{step:08d}/state.json").read_text() for run in (one, other))
+    assert json.loads(best)["best"] == json.loads(of_other)["best"]
     ours, theirs = weights(one, step), weights(other, step)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -96,8 +101,8 @@ def halt_in_step_13(step: int, loss: float, num_tokens: int) -> None:
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(settings: TrainSettings, undisturbed: Path, tmp_path: Path):
-    report = train_lm(settings, str(tmp_path / "run"), stopped_after(10))
-    assert (report["steps"], report["of"]) == (10, 20)
+    report = train_lm(settings, str(tmp_path / "run"), stopped_after(7))  # neither evaluated nor kept then
+    assert (report["steps"], report["of"]) == (7, 20)
     assert train_lm(settings, str(tmp_path / "run"), Means(num_workers=1))["steps"] == 20
     require_same_runs(tmp_path / "run", undisturbed)
 
@@ -139,7 +144,7 @@ def test_a_run_says_how_it_went_and_running_it_again_changes_nothing(settings: T
         int(((batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]) & batch.loss_mask[:, 1:]).sum())
         for batch in held_out_batches(new_record(settings))
     )
-    names = {path.name for path in undisturbed.iterdir() if not path.name.startswith("events.out.tfevents")}
+    names = {path.name for path in undisturbed.iterdir() if not path.name.startswith(("events.out.tfevents", "."))}
     assert names == {"run.json", "log.jsonl", "baseline.json", "report.json", "loss.png", "checkpoints"}
     assert (undisturbed / "loss.png").read_bytes().startswith(b"\x89PNG")
     before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
@@ -169,12 +174,123 @@ def test_a_trained_model_is_read_back_without_its_dataset(settings: TrainSetting
         ({"seed": 1}, "--seed 0, now it is 1"),
         ({"model": dataclasses.replace(MODEL, num_layers=2)}, "--layers 1, now it is 2"),
         ({"steps": 40}, "--steps 20, now it is 40"),
+        ({"options": {"depth": "3"}}, "--objective next, now it is next,depth=3"),
+        ({"model": dataclasses.replace(MODEL, tied=False)}, "--tied, now it is --no-tied"),
         ({"layout": "flatten:stream=toy,ends=true"}, "--layout"),
     ],
 )
 def test_other_settings_are_refused(settings: TrainSettings, undisturbed: Path, changed: dict[str, Any], told: str):
     with pytest.raises(UserError, match=told):
         train_lm(dataclasses.replace(settings, **changed), str(undisturbed), Means())
+
+
+def test_the_default_objective_may_be_named_or_left_out(settings: TrainSettings, undisturbed: Path):
+    named = dataclasses.replace(settings, objective="next")
+    assert train_lm(named, str(undisturbed), Means())["objective"] == "next"
+
+
+def test_root_and_models_folder_are_kept_as_they_are_from_anywhere(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = dataclasses.replace(settings, root="dataset", options={"model": "model"})
+    told = placed(given)
+    assert (told.root, told.options) == (str(tmp_path / "dataset"), {"model": str(tmp_path / "model")})
+    assert placed(dataclasses.replace(given, options={"model": "org/model"})).options == {"model": "org/model"}
+    assert placed(dataclasses.replace(given, options={})).options == {}
+    assert placed(told) == told
+
+
+def test_a_run_with_a_relative_root_goes_on_from_another_folder(
+    settings: TrainSettings, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(Path(settings.root).parent)
+    relative = dataclasses.replace(settings, root=Path(settings.root).name)
+    train_lm(relative, str(tmp_path / "run"), stopped_after(7))
+    monkeypatch.chdir(tmp_path)
+    record = read_record(tmp_path / "run")
+    assert record is not None
+    train(record, tmp_path / "run", Means())  # as a worker elsewhere does
+    require_same_runs(tmp_path / "run", undisturbed)
+
+
+def test_a_run_that_was_killed_as_it_began_begins_again(settings: TrainSettings, undisturbed: Path, tmp_path: Path):
+    run, short = tmp_path / "run", dataclasses.replace(settings, steps=1)
+    run.mkdir()
+    (run / ".run.json").write_text('{"form')
+    (run / ".lock").touch()
+    train_lm(short, str(run), Means())
+    counted = (run / "baseline.json").read_text()
+    for torn in ('{"nats": 1', "", "{}"):
+        (run / "baseline.json").write_text(torn)
+        train_lm(short, str(run), Means())
+        assert (run / "baseline.json").read_text() == counted
+
+
+def test_a_second_start_in_the_same_folder_is_refused(settings: TrainSettings, tmp_path: Path):
+    started = []
+
+    def start_again(step: int, loss: float, num_tokens: int) -> None:
+        if step == 2:
+            code = f"from test_train import *; train_lm(TrainSettings.from_json({settings.to_json()!r}), "
+            started.append(in_a_process(f"{code}{str(tmp_path / 'run')!r}, Means())"))
+
+    half = tmp_path / "run" / "checkpoints" / ".step-00000001.7"
+    half.mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text(json.dumps(new_record(settings).to_json()))
+    train_lm(settings, str(tmp_path / "run"), dataclasses.replace(stopped_after(3), on_step=start_again))
+    assert started[0].returncode == 1
+    assert "Another process is training in" in started[0].stderr
+    assert not half.exists()
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_is_told_before_it_gets_into_the_weights(
+    what: str, settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    learner = Learner(new_record(settings), Means())
+    before = {name: each.clone() for name, each in learner.objective.state_dict().items()}
+    honest = learner.objective.loss
+
+    def loss(batch: PackedBatch, generator: torch.Generator) -> Loss:
+        found = honest(batch, generator)
+        nats = float("nan") if what == "loss" else found.nats
+        return dataclasses.replace(found, total=found.total * float("inf"), nats=nats)
+
+    monkeypatch.setattr(learner.objective, "loss", loss)
+    batch = next(endless(training_part(new_record(settings))))
+    told = "The loss is nan in step 1" if what == "loss" else "The norm of the gradient is (nan|inf) in step 1"
+    with pytest.raises(UserError, match=told):
+        learner.learn(batch)
+    assert all(torch.equal(each, before[name]) for name, each in learner.objective.state_dict().items())
+
+
+def test_a_checkpoint_whose_held_out_loss_is_not_finite_is_not_kept(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    honest = Learner.evaluate
+
+    def evaluate(self: Learner, batches: Any) -> Loss:
+        found = honest(self, batches)
+        return dataclasses.replace(found, nats=float("nan")) if self.step == 4 else found
+
+    monkeypatch.setattr(Learner, "evaluate", evaluate)
+    often = dataclasses.replace(settings, evaluate_every=2, save_every=1)
+    with pytest.raises(UserError, match="The held-out loss is nan in step 4"):
+        train_lm(often, str(tmp_path / "run"), Means())
+    newest = newest_checkpoint(tmp_path / "run")
+    assert newest is not None
+    assert newest.step == 3
+    assert newest.told["best"]["step"] in (0, 2)
+
+
+def test_no_clipping_is_clipping_at_0(settings: TrainSettings, tmp_path: Path):
+    runs = {}
+    for clip in (0.0, 1e9):
+        train_lm(dataclasses.replace(settings, steps=2, clip=clip), str(tmp_path / str(clip)), Means())
+        runs[clip] = weights(tmp_path / str(clip), 2)
+    assert all(torch.equal(tensor, runs[1e9][name]) for name, tensor in runs[0.0].items())
 
 
 def test_a_folder_of_something_else_is_left_alone(settings: TrainSettings, tmp_path: Path):
@@ -241,7 +357,11 @@ def test_two_processes_learn_what_one_does(settings: TrainSettings, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_workers_of_ray_train_learn_what_one_process_does(settings: TrainSettings, tmp_path: Path, ray_alone: None):
+def test_two_workers_of_ray_train_learn_what_one_process_does(
+    settings: TrainSettings, tmp_path: Path, ray_alone: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(Path(settings.root).parent)  # workers have a working directory of their own
+    settings = dataclasses.replace(settings, root=Path(settings.root).name)
     settings = dataclasses.replace(settings, model=dataclasses.replace(MODEL, dropout=0.0), batch_size=2, steps=4)
     train_lm(settings, str(tmp_path / "one"), Means())
     report = train_lm(settings, str(tmp_path / "two"), Means(), ray_workers=2)

@@ -4,9 +4,11 @@ Axes: L steps, V tokens.
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from wavemill.pipelines.layouts.flat import semantic
 from wavemill.pipelines.layouts.interleaved import interleaved
 from wavemill.pipelines.layouts.transcript import transcript
 from wavemill.pipelines.layouts.unified import unified
+from wavemill.storage.codes import open_stream
 from wavemill.storage.root import Root
 from wavemill.tokenizers.hub import files_sha256
 from wavemill.tokenizers.spec import UserError
@@ -201,4 +204,35 @@ def test_a_run_trains_the_model_of_the_texts_own_tokenizer_and_refuses_another(t
     (model / "tokenizer.json").write_text("{ }")
     with pytest.raises(UserError, match="are of another text tokenizer than the one in"):
         train_lm(settings, str(tmp_path / "other"), Means())
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="holds no text tokenizer"):
+        train_lm(settings, str(tmp_path / "other"), Means())
     assert not (tmp_path / "other").exists()
+
+
+def test_a_model_of_the_hub_comes_with_its_text_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of the hub only the files that are asked for are there."""
+    model = save_model(tmp_path / "model")
+    (model / "tokenizer.json").write_text("{}")
+
+    def snapshot_download(repo_id: str, *, allow_patterns: list[str], **_: Any) -> str:
+        folder = tmp_path / "hub" / repo_id
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in model.iterdir():
+            if any(file.match(pattern) for pattern in allow_patterns):
+                shutil.copy(file, folder)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    found = objective(ASR, "unified", model="org/model")
+    assert isinstance(found, TextModelNext)
+    versions: dict[str, int] = {}
+    for words, matches in ((files_sha256([model / "tokenizer.json"]), True), ("others", False)):
+        root = Root(tmp_path / words)
+        make_root(root, num_shards=1, words=words)
+        versions["text"] = open_stream(root, "text").version
+        if matches:
+            found.prepare(root, versions)
+        else:
+            with pytest.raises(UserError, match="are of another text tokenizer than the one in org/model"):
+                found.prepare(root, versions)

@@ -240,7 +240,10 @@ def require_refused_or_true(plan: LayoutPlan, tokens: np.ndarray) -> None:
 
 
 def write_root(path: Path, specs: Mapping[str, StreamSpec], shards: Sequence[Rows], **corpus: Sequence[Any]) -> None:
-    """A root with these streams: the rows of each shard, of codes only. `corpus`: further columns of all segments."""
+    """A root with these streams: the rows of each shard, of codes only. `corpus`: further columns of all segments.
+
+    A stream's fingerprint has the first letter of its name as its weights.
+    """
     root, begin = Root(path), 0
     create_table(root, "corpus", schema=CORPUS_SCHEMA, metadata={})
     receipts, ids = [], []
@@ -256,7 +259,8 @@ def write_root(path: Path, specs: Mapping[str, StreamSpec], shards: Sequence[Row
         begin += count
     TableWriter(root, "corpus").commit(receipts)
     for name, each in specs.items():
-        metadata = {"spec": each.to_json(), "corpus": open_corpus(root).table_id}
+        fingerprint = {"tokenizer": each.tokenizer, "weights": name[0], "revision": name, "resampler": name}
+        metadata = {"spec": each.to_json(), "corpus": open_corpus(root).table_id, "fingerprint": fingerprint}
         create_table(root, f"streams/{name}", schema=stream_schema(each), metadata=metadata)
         receipts = []
         for shard, rows in enumerate(shards):

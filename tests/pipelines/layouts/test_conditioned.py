@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from streams_made import Rows, random_rows, require_invertible, rows_of_streams, spec
+from timed_made import TEXT, said, text_rows
 from wavemill.pipelines.layouts.conditioned import conditioned
 from wavemill.pipelines.layouts.continuous import continuous
 from wavemill.pipelines.layouts.flat import flatten, semantic
 from wavemill.pipelines.layouts.grid import delay
+from wavemill.pipelines.layouts.interleaved import interleaved
+from wavemill.pipelines.layouts.moshi import moshi
 from wavemill.pipelines.layouts.plan import NamedLayout
 from wavemill.storage.layouts import GroupBy, Grouping, Laid, StreamRows
 from wavemill.tokenizers.spec import FrameRule, StreamSpec, UserError
@@ -67,6 +70,28 @@ def test_each_segment_begins_with_its_condition_and_one_without_begins_as_ever()
     assert plan.num_steps(rows).tolist() == [7, 3]
     assert plan.column_sizes == (16,)
     assert [block.offset for block in inner.vocabulary.blocks] == [0, 5, 10]  # the old tokens are what they were
+
+
+def test_a_class_or_what_is_no_layout_is_refused_in_a_sentence() -> None:
+    for found, words in ((flatten, "write flatten(...), with its streams."), (len, "takes another layout behind")):
+        with pytest.raises(UserError) as caught:
+            conditioned("vector", found)  # pyright: ignore[reportArgumentType]
+        assert words in str(caught.value)
+
+
+def test_what_the_layout_behind_it_holds_of_a_segment_is_what_it_holds() -> None:
+    """Of text with times the ids without them."""
+    specs = {"voice": SPECS["vector"], "text": TEXT, "units": spec(1, 5)}
+    laid_rows = text_rows([said((0, 10, [3]), (12, 20, [4, 1]))])
+    laid_rows["units"] = random_rows(specs["units"], [30], np.random.default_rng(0))
+    laid_rows["voice"] = random_rows(specs["voice"], [1], np.random.default_rng(0))
+    for layout in (moshi("text", "units"), interleaved("text", "units")):
+        plan = conditioned("voice", layout).plan(specs)
+        held, inverted = plan.held(laid_rows), plan.invert(plan.lay(laid_rows))
+        assert held.keys() == inverted.keys() == specs.keys()
+        for stream in ("text", "units"):
+            np.testing.assert_array_equal(held[stream].books[0], inverted[stream].books[0])
+        np.testing.assert_array_equal(held["voice"].frames_TD, inverted["voice"].frames_TD)
 
 
 def test_the_condition_stands_in_every_column() -> None:

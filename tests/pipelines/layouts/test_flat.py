@@ -1,11 +1,15 @@
 """Layouts of one stream, the engine of sequences, and vocabularies."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams_made import (
     disturbed,
+    random_rows,
     refused_kinds,
     require_invertible,
     require_refused_or_true,
@@ -15,10 +19,12 @@ from streams_made import (
     spec,
     specs,
     with_changes,
+    write_root,
 )
 from wavemill.pipelines.layouts.flat import flatten, semantic
 from wavemill.pipelines.layouts.sequence import Mark, Run, SequencePlan
 from wavemill.pipelines.layouts.vocabulary import Vocabulary, books_of, special
+from wavemill.storage.dataset import Pack, TokenDataset
 from wavemill.storage.layouts import Laid
 from wavemill.tokenizers.spec import UserError
 
@@ -154,3 +160,15 @@ def test_a_damaged_vocabulary_is_refused() -> None:
     made[1]["offset"] += 1
     with pytest.raises(UserError, match=r"acoustic begins at 11 in column 0, expected 10"):
         Vocabulary.from_json(made)
+
+
+def test_a_number_of_codebooks_that_is_text_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    layout: Any = flatten("units", codebooks="3")  # pyright: ignore[reportArgumentType]
+    streams = {"units": spec(3, 7)}
+    write_root(tmp_path / "root", streams, [{"units": random_rows(streams["units"], [4], np.random.default_rng(0))}])
+    reads: Any = (None, ["units"], {"units": 3}, {"units": "3"})
+    for read in reads:
+        with pytest.raises(UserError, match=r"umber of codebooks of stream 'units' is '3'; expected a whole number\.$"):
+            TokenDataset(str(tmp_path / "root"), read, pack=Pack(layout, 16))
+    with pytest.raises(UserError, match=r"is '3'; expected a whole number\.$"):
+        layout.plan(streams)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from streams_made import random_rows, spec, text_spec, write_root
+from timed_made import MARK, TEXT, said, text_rows
 from wavemill.pipelines.layouts import registry
 from wavemill.pipelines.layouts.closeup import beginning, differing, lay_out
 from wavemill.pipelines.layouts.conditioned import conditioned
@@ -53,6 +54,12 @@ def test_options_are_read_by_their_types():
     assert parse_layout("flatten:stream=a,codebooks=3,ends=true") == flatten("a", 3, ends=True)
     assert parse_layout("delay:stream=a-b_2,delays=0,1,2,ends=false") == delay("a-b_2", (0, 1, 2))
     assert parse_layout("delay:delays=0,stream=a") == delay("a", (0,))
+
+
+def test_lists_are_said_as_they_are_read():
+    layout: Any = delay("a", [0, 1])  # pyright: ignore[reportArgumentType]
+    assert layout_said(layout) == "delay:stream=a,delays=0,1"
+    assert parse_layout(layout_said(layout)) == delay("a", (0, 1))
 
 
 def test_a_layout_within_a_layout_takes_all_that_follows():
@@ -185,6 +192,15 @@ def test_the_segment_that_is_shown_by_default_is_short_but_not_empty(root: Root)
     assert lay_out(root, flatten("acoustic", 1)).ids == ("segment-0000",)
     assert lay_out(root, flatten("acoustic")).ids == ("segment-0001",)
     assert lay_out(root, flatten("acoustic"), "segment-0003").laid.tokens.shape == (0,)
+
+
+def test_words_without_a_stream_that_has_a_clock_are_cut_at_a_time(tmp_path: Path):
+    words = [(10 * number, 10 * number + 8, [number % 7]) for number in range(60)]
+    codes = [*said(*words), MARK, *said((5, 9, [1]))]  # a second window
+    write_root(tmp_path / "root", {"text": TEXT}, [text_rows([codes])])
+    laid = lay_out(Root(tmp_path / "root"), flatten("text"))
+    assert len(beginning(laid, max_steps=40).laid.tokens) in range(35, 41)
+    np.testing.assert_array_equal(beginning(laid, max_steps=10_000).laid.tokens, laid.laid.tokens)
 
 
 def test_a_difference_between_the_inverse_and_the_table_is_found(root: Root):

@@ -1,13 +1,16 @@
 """Text and audio in one vocabulary: tasks with tags, and chains of them."""
 
 from itertools import combinations, permutations
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams_made import (
     disturbed,
+    random_rows,
     refused_kinds,
     require_invertible,
     rows,
@@ -15,8 +18,10 @@ from streams_made import (
     spec,
     text_spec,
     with_changes,
+    write_root,
 )
 from wavemill.pipelines.layouts.unified import unified
+from wavemill.storage.dataset import Pack, TokenDataset
 from wavemill.tokenizers.spec import UserError
 
 STREAMS = {"words": text_spec(30), "units": spec(2, 10), "mots": text_spec(30), "sons": spec(2, 10)}
@@ -170,3 +175,21 @@ def test_streams_that_share_no_vocabulary_are_refused(layout: unified, streams: 
     with pytest.raises(UserError) as caught:
         layout.plan(streams)
     assert said in str(caught.value)
+
+
+def test_streams_of_other_weights_share_no_tokens_in_a_dataset(tmp_path: Path) -> None:
+    streams = {"words": text_spec(9), "units": spec(1, 7), "undid": spec(1, 7), "toads": spec(1, 7)}
+    write_root(
+        tmp_path / "root",
+        streams,
+        [{name: random_rows(each, [4], np.random.default_rng(0)) for name, each in streams.items()}],
+    )
+
+    def read(spoken: str) -> TokenDataset:
+        layout = unified(("s2st",), audio="units", spoken_translation=spoken)
+        return TokenDataset(str(tmp_path / "root"), pack=Pack(layout, 16), batch_size=1)
+
+    assert len(list(read("undid"))) == 1  # of another revision and resampler, but with the same weights
+    with pytest.raises(UserError) as caught:
+        read("toads")
+    assert "streams 'units' and 'toads' the same tokens, but their tokenizers differ (weights)" in str(caught.value)
