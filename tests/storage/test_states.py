@@ -117,8 +117,8 @@ FIRST, SECOND = np.arange(6), np.arange(6)[::-1]
         (b"one", "one"),
         ({1, 2}, {1, 3}),
         ({1: "a"}, {"1": "a"}),
-        (slotted(1), slotted(2)),
-        (slotted(1).__call__, slotted(2).__call__),
+        pytest.param(slotted(1), slotted(2), id="objects with slots"),
+        pytest.param(slotted(1).__call__, slotted(2).__call__, id="their methods"),
     ],
     ids=str,
 )
