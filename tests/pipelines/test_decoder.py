@@ -79,7 +79,16 @@ def children() -> set[int]:
 
 
 def zombies() -> set[int]:
-    return descendants(os.getpid()) - children()
+    return descendants(os.getpid()) - children() - _LEFT
+
+
+_LEFT: set[int] = set()  # zombies of tests that ran before in this process: trainers' workers wait to be collected
+
+
+@pytest.fixture(autouse=True)
+def _blames_no_other_test() -> None:
+    _LEFT.clear()
+    _LEFT.update(zombies())
 
 
 # What the child does is what would be done here
